@@ -1,0 +1,283 @@
+"""One connection: its I/O thread, its protocol, its outgoing buffer.
+
+Callers never touch the socket. Under the lock a request is registered and its payload put into
+the outgoing buffer, in one step; the I/O thread alone reads and writes. So two threads cannot
+write in another order than they registered, and Ctrl-C cannot tear a frame. What outlives a
+connection (the queue, the conversations) is `_session`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from typing import Protocol
+
+from ._deadline import Clock, Deadline
+from ._net import Waker, call
+from ._protocol import ChatProtocol, Delivery, Message, Request
+from ._transport import Transport
+from ._watch import Due, Watch
+from ._wire import Decoder, Malformed
+from .config import Settings, check_secret
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    FluxbaseChatError,
+    RemoteProtocolError,
+)
+
+__all__ = ["Connection", "Sink"]
+
+_log = logging.getLogger("fluxbase_aichat.connection")
+
+
+class Sink(Protocol):
+    """Who is told what happens on a connection: always on its I/O thread, holding no lock."""
+
+    def opened(self, connection: Connection) -> None:
+        """Requests can be sent."""
+
+    def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
+        """It could not be opened; nothing more will come."""
+
+    def delivered(self, connection: Connection, deliveries: list[Delivery], size: int) -> None:
+        """Take what arrived in one read of the socket, `size` bytes of payloads."""
+
+    def expired(self, connection: Connection, request: Request, phase: Due) -> None:
+        """Take a request on the wire that has used up its time."""
+
+    def ended(
+        self, connection: Connection, error: FluxbaseChatError, lost: list[Request]
+    ) -> None:
+        """The connection is over; `lost` are its requests that will have no answer."""
+
+
+class Connection:
+    """Opens itself on its own thread, and lives until its stream ends or `close` is called."""
+
+    def __init__(
+        self, settings: Settings, sink: Sink, *, clock: Clock, connect: float | None, number: int
+    ) -> None:
+        self._settings = settings
+        self._sink = sink
+        self._clock = clock
+        self._connect = connect
+        self._waker = Waker()
+        self._lock = threading.Lock()  # guards the five below
+        self._protocol = ChatProtocol()
+        self._outgoing: list[tuple[bytes, Request | None]] = []
+        self._open = False
+        self._aborted = False
+        self._closing: Deadline | None = None
+        self._thread = threading.Thread(
+            target=self._run, name=f"fluxbase-aichat-io-{number}", daemon=True
+        )
+
+    # -- any thread -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the I/O thread; raise `ConnectError` where no thread can be started."""
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._waker.close()
+            raise ConnectError(f"the client's thread cannot be started: {error}") from error
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request can be sent now."""
+        with self._lock:
+            return self._open and self._closing is None and self._protocol.ready
+
+    def needs_start(self, conversation_id: str, chatbot: str, namespace: str) -> bool:
+        """See `ChatProtocol.needs_start`."""
+        with self._lock:
+            return self._protocol.needs_start(conversation_id, chatbot, namespace)
+
+    def send(self, request: Request) -> bool:
+        """Register a request and have it written; `False` where the connection is not ready.
+
+        Raises what `ChatProtocol.send` raises for the request itself. Both change nothing.
+        """
+        with self._lock:
+            if not (self._open and self._closing is None and self._protocol.ready):
+                return False
+            self._outgoing.append((self._protocol.send(request), request))
+        self._waker.wake()
+        return True
+
+    def cancel(self, request: Message) -> bool:
+        """Cancel a turn on the wire; `False` when it is not on the wire any more."""
+        with self._lock:
+            payload = self._protocol.cancel(request)
+            if payload is not None:
+                self._outgoing.append((payload, None))
+        self._waker.wake()
+        return payload is not None
+
+    def close(self, seconds: float | None = 0.0) -> None:
+        """End it: with a close handshake of at most `seconds` (`None`: no limit), or at once.
+
+        In a turn there is no handshake, because the server would not answer it (PROTOCOL 4.1).
+        """
+        with self._lock:
+            if self._closing is None:
+                self._closing = Deadline(seconds, self._clock)
+            busy = self._protocol.unanswered is not None or self._protocol.cancelling
+            if seconds == 0.0 or busy or not self._open:
+                self._aborted = True
+        self._waker.stop()
+
+    def join(self, seconds: float | None) -> None:
+        """Wait for the I/O thread's end; at once when called on it."""
+        if self._thread is not threading.current_thread() and self._thread.ident is not None:
+            self._thread.join(seconds)
+
+    # -- the I/O thread ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            try:
+                transport = self._open_transport()
+            except FluxbaseChatError as refused:
+                self._sink.open_failed(self, refused)
+                return
+            try:
+                with self._lock:
+                    self._open = True
+                self._sink.opened(self)
+                error = self._talk(transport)
+            except Exception as bug:  # a thread that dies silently would leave its callers waiting
+                _log.exception("the I/O thread failed")
+                error = ConnectionLostError("the client failed: see the log")
+                error.__cause__ = bug
+            finally:
+                transport.close()
+            with self._lock:
+                self._open = False
+                lost = self._protocol.receive_end()
+            self._sink.ended(self, error, lost)
+        finally:
+            self._waker.close()
+
+    def _open_transport(self) -> Transport:
+        deadline = Deadline(self._connect, self._clock)
+        try:
+            token = self._token(deadline)
+            return Transport.open(self._settings, token, deadline, self._waker, self._clock)
+        except ConnectTimeoutError as error:
+            error.args = (f"{error.args[0]} ({self._connect:g} s)",)
+            raise
+        except FluxbaseChatError:
+            raise
+        except Exception as bug:
+            _log.exception("opening a connection failed")
+            raise ConnectError("the client failed: see the log") from bug
+
+    def _token(self, deadline: Deadline) -> str | None:
+        source = self._settings.token
+        if source is None or isinstance(source, str):
+            return source
+        try:
+            return check_secret("the value of token()", call(source, deadline, self._waker, "token"))
+        except ConfigurationError as error:
+            raise AuthenticationError(str(error), sent=False) from None
+        except FluxbaseChatError:
+            raise
+        except TimeoutError:
+            raise ConnectTimeoutError("no connection in time: waiting for token()") from None
+        except Exception as error:
+            raise AuthenticationError(
+                f"token() raised {type(error).__name__}", sent=False
+            ) from error
+
+    def _talk(self, transport: Transport) -> FluxbaseChatError:
+        """Read and write until the stream ends; return why it did."""
+        settings = self._settings
+        decoder = Decoder(exact_numbers=settings.exact_numbers)
+        watch = Watch(self._clock(), drain=settings.timeouts.idle)
+        unwritten: Request | None = None
+        pongs = 0
+        while True:
+            with self._lock:
+                outgoing, self._outgoing = self._outgoing, []
+                closing, aborted = self._closing, self._aborted
+                draining = self._protocol.cancelling
+            if aborted:
+                return ConnectionLostError("the client was disconnected")
+            for payload, request in outgoing:
+                transport.send(payload)
+                unwritten = request or unwritten
+            if closing is not None:
+                transport.say_goodbye()
+                if closing.expired:
+                    return ConnectionLostError("the client was disconnected")
+            transport.flush()
+            now = self._clock()
+            if unwritten is not None and not transport.unsent:
+                # Written as a whole: from here on its time counts.
+                watch.wrote(unwritten, now)
+                unwritten = None
+            if draining and outgoing:
+                watch.drains(now)
+
+            at, due = watch.next()
+            if transport.end is None:
+                left = [at - now, closing.remaining() if closing else None]
+                transport.wait(min((s for s in left if s not in {None, math.inf}), default=None))
+            payloads = transport.receive()
+            now = self._clock()
+            if payloads or transport.pongs != pongs:
+                pongs = transport.pongs
+                watch.heard(now)
+            if payloads and closing is None:
+                error = self._take(decoder, payloads, watch, transport)
+                if error is not None:
+                    transport.flush()
+                    return error
+            if transport.end is not None:
+                transport.flush()  # the answer to a close frame, or why we close
+                return transport.end
+            if not payloads and closing is None:
+                at, due = watch.next()
+                if now >= at:
+                    error = self._due(due, watch, transport, now)
+                    if error is not None:
+                        return error
+
+    def _take(
+        self, decoder: Decoder, payloads: list[bytes], watch: Watch, transport: Transport
+    ) -> FluxbaseChatError | None:
+        items = decoder.decode(payloads)
+        with self._lock:
+            deliveries = self._protocol.receive(items)
+        if any(d.final and d.request is watch.request for d in deliveries):
+            watch.ended(self._clock())
+        self._sink.delivered(self, deliveries, sum(map(len, payloads)))
+        last = items[-1]
+        if not isinstance(last, Malformed):
+            return None
+        transport.say_goodbye(last.close_code)
+        return RemoteProtocolError(f"the server broke the protocol: {last.reason}")
+
+    def _due(
+        self, due: Due, watch: Watch, transport: Transport, now: float
+    ) -> FluxbaseChatError | None:
+        if due == "ping":
+            transport.ping()
+            watch.pinged(now)
+        elif due == "dead":
+            return ConnectionLostError("the server does not answer any more")
+        elif due == "drained":
+            return ConnectionLostError("the cancelled turn did not end")
+        elif watch.request is not None:
+            request = watch.request
+            watch.ended(now)
+            self._sink.expired(self, request, due)
+        return None
+
+

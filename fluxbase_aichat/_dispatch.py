@@ -1,0 +1,306 @@
+"""The callback thread: it calls what the user gave, in wire order, one call at a time.
+
+The I/O thread posts what arrived in batches and goes on; a slow callback delays only callbacks.
+An exception in one is logged and stops nothing.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+
+from . import events
+from ._answer import Answer
+from ._deadline import Deadline
+from ._wire import ContentRun, Item
+from .errors import ConfigurationError, FluxbaseChatError
+from .results import QueryResult
+
+__all__ = ["Callbacks", "Dispatcher", "Failure", "Post"]
+
+_log = logging.getLogger("fluxbase_aichat.callbacks")
+
+# The JavaScript SDK's callbacks and their positional arguments (SDK.md).
+_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "on_content": ("delta", "conversation_id"),
+    "on_progress": ("step", "message", "conversation_id"),
+    "on_query_result": ("query", "summary", "row_count", "data", "conversation_id"),
+    "on_done": ("usage", "conversation_id"),
+    "on_error": ("error", "code", "conversation_id"),
+    "on_event": ("event",),
+    "on_callback_error": ("exception", "event"),
+}
+
+Callback = Callable[..., object]
+
+
+def _adapt(name: str, function: object) -> Callback | None:
+    """Return a callable that takes all documented arguments and passes on those wanted.
+
+    Required positional parameters are filled in order, one with a default only if it has a
+    documented name, `*args` gets all, and so does what has no readable signature.
+    """
+    if function is None:
+        return None
+    if not callable(function):
+        raise ConfigurationError(f"{name} must be callable, not {type(function).__name__}")
+    documented = _ARGUMENTS[name]
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (ValueError, TypeError):
+        return function
+    positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+    required = [p for p in positional if p.default is p.empty]
+    named = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    wrong = [p.name for p in named if p.default is p.empty and p.name not in documented]
+    if len(required) > len(documented) or wrong:
+        what = f"a keyword {wrong[0]}" if wrong else f"{len(required)} arguments"
+        raise ConfigurationError(
+            f"{name} is called with ({', '.join(documented)}); this one needs {what}"
+        )
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return function
+    count = len(required)
+    by_name = {
+        p.name: documented.index(p.name)
+        for p in positional[count:] + named
+        if p.kind is not p.POSITIONAL_ONLY and p.name in documented
+    }
+    if not by_name and count == len(documented):
+        return function
+
+    def adapted(*arguments: object) -> object:
+        keywords = {key: arguments[index] for key, index in by_name.items()}
+        return function(*arguments[:count], **keywords)
+
+    return adapted
+
+
+@attrs.frozen(kw_only=True)
+class Callbacks:
+    """The user's callbacks, each looked at once."""
+
+    on_content: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_content", f)
+    )
+    on_progress: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_progress", f)
+    )
+    on_query_result: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_query_result", f)
+    )
+    on_done: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_done", f))
+    on_error: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_error", f)
+    )
+    on_event: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_event", f)
+    )
+    on_callback_error: Callback | None = attrs.field(
+        default=None, converter=lambda f: _adapt("on_callback_error", f)
+    )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to call."""
+        return any(f is not None for f in attrs.astuple(self, recurse=False)[:-1])
+
+
+@attrs.frozen
+class Failure:
+    """A request that the client found to have failed; the server said nothing about it."""
+
+    error: FluxbaseChatError
+    code: str
+    conversation_id: str
+
+
+@attrs.define(eq=False)
+class Post:
+    """Things to tell, in the context of the call that asked for them."""
+
+    context: contextvars.Context
+    items: Sequence[Item | Failure]
+    answer: Answer | None = None
+    """The turn that they belong to; once it is cancelled they are dropped."""
+    last: bool = False
+    """Whether the turn has ended with them."""
+
+
+class Dispatcher:
+    """One thread and its queue. `post` and `stop` are thread-safe."""
+
+    def __init__(self, callbacks: Callbacks, number: int) -> None:
+        self._callbacks = callbacks
+        self._posted = threading.Condition()  # guards the queue and the three flags
+        self._queue: deque[Post] = deque()
+        self._busy = False
+        self._stopping = False
+        self._dropped = False
+        self.errors = 0
+        """How many callbacks have raised."""
+        self._thread = threading.Thread(
+            target=self._run, name=f"fluxbase-aichat-callbacks-{number}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def inside(self) -> bool:
+        """Whether the caller runs inside a callback."""
+        return threading.current_thread() is self._thread
+
+    def post(self, post: Post) -> None:
+        """Have it told after everything posted before."""
+        with self._posted:
+            if not self._dropped:
+                self._queue.append(post)
+                self._posted.notify_all()
+                return
+        if post.last and post.answer is not None:
+            post.answer.callbacks_run.set()
+
+    def wait_idle(self, deadline: Deadline) -> bool:
+        """Wait until nothing is queued or running; `False` when the deadline comes first."""
+        with self._posted:
+            return self._posted.wait_for(
+                lambda: self._dropped or not (self._queue or self._busy), deadline.remaining()
+            )
+
+    def stop(self, deadline: Deadline) -> None:
+        """Run what was posted, but start no callback after the deadline; then end the thread.
+
+        Called inside a callback it returns at once, and that callback is the last.
+        """
+        with self._posted:
+            self._stopping = True
+            self._posted.notify_all()
+        if self.inside:
+            self._drop()
+        elif self._thread.ident is not None:
+            self._thread.join(deadline.remaining())
+            if self._thread.is_alive():
+                self._drop()
+
+    def _drop(self) -> None:
+        with self._posted:
+            self._dropped = True
+            queue, self._queue = self._queue, deque()
+            self._posted.notify_all()
+        for post in queue:
+            if post.answer is not None:
+                post.answer.callbacks_run.set()
+
+    def _run(self) -> None:
+        while True:
+            with self._posted:
+                self._busy = False
+                if not self._queue:
+                    self._posted.notify_all()
+                while not self._queue and not self._stopping:
+                    self._posted.wait()
+                if not self._queue:
+                    return
+                post = self._queue.popleft()
+                self._busy = True
+            post.context.run(self._tell, post)
+            if post.last and post.answer is not None:
+                post.answer.callbacks_run.set()
+
+    def _tell(self, post: Post) -> None:
+        answer = post.answer
+        for item in post.items:
+            if self._dropped:
+                return
+            if isinstance(item, ContentRun):
+                self._tell_run(item, answer)
+            elif isinstance(item, Failure):
+                self._call(
+                    self._callbacks.on_error,
+                    events.ErrorEvent(
+                        conversation_id=item.conversation_id, error=str(item.error), code=item.code
+                    ),
+                    str(item.error),
+                    item.code,
+                    item.conversation_id or None,
+                )
+            elif isinstance(item, events.Event) and not (answer is not None and answer.cancelled):
+                self._tell_event(item)
+
+    def _tell_run(self, run: ContentRun, answer: Answer | None) -> None:
+        on_content, on_event = self._callbacks.on_content, self._callbacks.on_event
+        conversation_id = run.conversation_id
+        if on_event is not None:
+            for event in run.events():
+                if self._silent(answer):
+                    return
+                self._call(on_content, event, event.delta, conversation_id)
+                self._call(on_event, event, event)
+        elif on_content is not None:
+            for delta in run.deltas:
+                if self._silent(answer):
+                    return
+                try:
+                    on_content(delta, conversation_id)
+                except BaseException as error:  # noqa: BLE001 - the user's, whatever it is
+                    event = events.Content(conversation_id=conversation_id, delta=delta)
+                    self._failed(error, event)
+
+    def _silent(self, answer: Answer | None) -> bool:
+        # Looked at before each call: a callback may have cancelled its own turn.
+        return self._dropped or (answer is not None and answer.error is not None and answer.cancelled)
+
+    def _tell_event(self, event: events.Event) -> None:
+        callbacks = self._callbacks
+        # The server names a conversation in all but some errors; None is what the SDK says then.
+        cid = event.conversation_id or None
+        if isinstance(event, events.Progress):
+            self._call(callbacks.on_progress, event, event.step, event.message, cid)
+        elif isinstance(event, events.QueryResultEvent):
+            self._call_query_result(event, event.result)
+        elif isinstance(event, events.ToolResult):
+            if event.output.query_result is not None:
+                self._call_query_result(event, event.output.query_result)
+        elif isinstance(event, events.Done):
+            self._call(callbacks.on_done, event, event.usage, cid)
+        elif isinstance(event, events.ErrorEvent):
+            self._call(callbacks.on_error, event, event.error, event.code or None, cid)
+        self._call(callbacks.on_event, event, event)
+
+    def _call_query_result(self, event: events.Event, result: QueryResult) -> None:
+        self._call(
+            self._callbacks.on_query_result,
+            event,
+            result.query,
+            result.summary,
+            result.row_count,
+            result.data,
+            event.conversation_id or None,
+        )
+
+    def _call(self, callback: Callback | None, event: events.Event, *arguments: Any) -> None:
+        if callback is not None:
+            try:
+                callback(*arguments)
+            except BaseException as error:  # noqa: BLE001 - the user's, whatever it is
+                self._failed(error, event)
+
+    def _failed(self, error: BaseException, event: events.Event) -> None:
+        self.errors += 1
+        handler = self._callbacks.on_callback_error
+        if handler is not None:
+            try:
+                handler(error, event)
+            except BaseException:
+                _log.exception("on_callback_error failed")
+            return
+        _log.error("a callback failed on a %s event", event.type, exc_info=error)

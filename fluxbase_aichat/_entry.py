@@ -1,0 +1,92 @@
+"""What a session keeps: conversations as it knows them, and entries of its queue. No behaviour."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import Any, Literal
+
+import attrs
+
+from ._answer import Answer, Outcome
+from ._protocol import Message, Request, Start
+
+__all__ = ["Entry", "Record"]
+
+
+@attrs.define(eq=False, kw_only=True)
+class Record:
+    """A conversation: what is needed to start it again on another connection."""
+
+    chatbot: str
+    namespace: str
+    id: str | None = None
+    """`None` until the server has given one."""
+    on_lost: Literal["raise", "new"] = "raise"
+    answer: Answer | None = None
+    """The answer that is growing."""
+    text: str = ""
+    """The last answer's text, once it has ended."""
+
+    def accumulated(self) -> str:
+        """Return the text of the newest answer so far."""
+        answer = self.answer
+        return self.text if answer is None else answer.current_text()
+
+
+@attrs.define(eq=False, kw_only=True)
+class Entry:
+    """One call in the queue: a start, or a message with the start that it may need before it."""
+
+    record: Record
+    context: contextvars.Context
+    outcome: Outcome | None = None
+    """Who waits for a start; `None` for a message."""
+    resume: str | None = None
+    """The conversation that a start asks for."""
+    answer: Answer | None = None
+    """Who waits for a message's answer; `None` for a start."""
+    content: str = attrs.field(default="", repr=False)
+    page_context: Any = attrs.field(default=None, repr=False)
+    start_limit: float | None = None
+    idle_limit: float | None = None
+    turn_limit: float | None = None
+    request: Request | None = None
+    """What was written of it last."""
+    restarts: int = 0
+    """How often the connection was lost under its start, before its message was written."""
+
+    @property
+    def sent(self) -> bool:
+        """Whether what the caller asked for was written."""
+        if self.outcome is not None:
+            return self.request is not None
+        return isinstance(self.request, Message)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was resolved."""
+        if self.outcome is not None:
+            return self.outcome.done
+        return self.answer is not None and self.answer.ended.is_set()
+
+    def start(self, impersonate: str | None) -> Start:
+        """Return the start that it needs."""
+        return Start(
+            chatbot=self.record.chatbot,
+            namespace=self.record.namespace,
+            conversation_id=self.resume if self.outcome is not None else self.record.id,
+            impersonate_user_id=impersonate,
+            limit=self.start_limit,
+            owner=self,
+        )
+
+    def message(self) -> Message:
+        """Return its message; the conversation has an id by now."""
+        return Message(
+            conversation_id=self.record.id or "",
+            content=self.content,
+            page_context=self.page_context,
+            idle=self.idle_limit,
+            limit=self.turn_limit,
+            owner=self,
+        )

@@ -1,0 +1,257 @@
+"""Sockets: name look-up, TCP and TLS under one deadline, each wait ended by a wake from outside.
+
+All sockets are non-blocking. Nothing here knows HTTP or WebSocket.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from ._deadline import Deadline
+from .config import Endpoint
+from .errors import ConfigurationError, ConnectError, ConnectTimeoutError, NotConnectedError, TLSError
+
+__all__ = ["Waker", "call", "check_ssl_context", "open_socket", "wait_for"]
+
+T = TypeVar("T")
+
+# With more addresses to try, none may use up the whole deadline: a broken IPv6 route swallows
+# packets without a word.
+_ADDRESS_SECONDS = 3.0
+
+# TCP keepalive notices a peer that vanished, also inside a turn, when no ping can be answered.
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
+
+class Waker:
+    """Ends a wait in a selector from another thread. `wake` and `stop` are thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._receiver, self._sender = socket.socketpair()
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+        self._closed = False
+        self.stopped = False
+        """Set by `stop`: what is being opened is not wanted any more."""
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch for reading."""
+        return self._receiver.fileno()
+
+    def wake(self) -> None:
+        """End the wait that is on, or the next one."""
+        # The lock keeps close() from handing the descriptor's number to somebody else meanwhile.
+        with self._lock:
+            if not self._closed:
+                try:
+                    self._sender.send(b"\0")
+                except BlockingIOError:
+                    pass  # it is full of wakes already
+
+    def stop(self) -> None:
+        """Wake, and make the opening of a connection give up."""
+        self.stopped = True
+        self.wake()
+
+    def drain(self) -> None:
+        """Take the wakes that have come."""
+        try:
+            while len(self._receiver.recv(4096)) == 4096:  # noqa: PLR2004 - the size asked for
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        """Free the descriptors; later wakes do nothing."""
+        with self._lock:
+            self._closed = True
+            self._receiver.close()
+            self._sender.close()
+
+
+def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: Waker) -> None:
+    """Wait until `sock` is ready for `event`, or the waker was woken when there is no `sock`.
+
+    Raises `TimeoutError` at the deadline and `NotConnectedError` when the waker was stopped.
+    """
+    with selectors.DefaultSelector() as selector:
+        selector.register(waker, selectors.EVENT_READ)
+        if sock is not None:
+            selector.register(sock, event)
+        while True:
+            ready = selector.select(deadline.remaining())
+            waker.drain()
+            if waker.stopped:
+                raise NotConnectedError("the client was disconnected", sent=False)
+            if sock is None or any(key.fileobj is sock for key, _ in ready):
+                return
+            if deadline.expired:
+                raise TimeoutError
+
+
+def call(function: Callable[[], T], deadline: Deadline, waker: Waker, name: str) -> T:
+    """Call what cannot be interrupted in a thread that is left behind at the deadline.
+
+    Raises what it raises, `TimeoutError` at the deadline, `NotConnectedError` when stopped.
+    """
+    outcome: list[Callable[[], T]] = []
+
+    def run() -> None:
+        try:
+            value = function()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it was wanted
+            outcome.append(functools.partial(_raise, error))
+        else:
+            outcome.append(lambda: value)
+        waker.wake()
+
+    threading.Thread(target=run, name=f"fluxbase-aichat-{name}", daemon=True).start()
+    while not outcome:
+        wait_for(None, 0, deadline, waker)
+        if not outcome and deadline.expired:
+            raise TimeoutError
+    return outcome.pop()()
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def check_ssl_context(value: object) -> None:
+    """Raise `ConfigurationError` for what is no `ssl.SSLContext`."""
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise ConfigurationError(
+            f"ssl_context must be an ssl.SSLContext, not {type(value).__name__}; "
+            "ssl.create_default_context(cafile=...) makes one"
+        )
+
+
+def open_socket(
+    endpoint: Endpoint, context: ssl.SSLContext | None, deadline: Deadline, waker: Waker
+) -> socket.socket:
+    """Connect to the endpoint and return a non-blocking socket, with TLS if it is secure.
+
+    Raises `ConnectError` (`ConnectTimeoutError`, `TLSError`) or `NotConnectedError`.
+    """
+    step = "looking up the name"
+    sock = None
+    try:
+        addresses = _resolve(endpoint, deadline, waker)
+        step = "waiting for TCP"
+        sock = _connect(addresses, deadline, waker)
+        if endpoint.secure:
+            step = "waiting for TLS"
+            sock = _start_tls(sock, endpoint.host, context, deadline, waker)
+    except BaseException as error:
+        if sock is not None:
+            sock.close()
+        if isinstance(error, ssl.SSLError):
+            raise _tls_error(endpoint, error) from error
+        if isinstance(error, TimeoutError) and error.errno is None:
+            raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
+        if isinstance(error, OSError):
+            if isinstance(error, NotConnectedError):
+                raise
+            why = error.strerror or str(error)
+            raise ConnectError(f"cannot connect to {endpoint}: {why}") from error
+        if isinstance(error, (RuntimeError, ValueError)):
+            # No thread starts while the interpreter shuts down; ssl and idna refuse odd names.
+            raise ConnectError(f"cannot connect to {endpoint}: {error}") from error
+        raise
+    return sock
+
+
+_Address = tuple[Any, ...]
+
+
+def _resolve(endpoint: Endpoint, deadline: Deadline, waker: Waker) -> list[_Address]:
+    host, port = endpoint.host, endpoint.port
+    try:
+        return socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+    except socket.gaierror:
+        pass  # a name
+    return call(
+        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline, waker, "dns"
+    )
+
+
+def _connect(addresses: list[_Address], deadline: Deadline, waker: Waker) -> socket.socket:
+    for address in addresses[:-1]:
+        try:
+            return _connect_one(address, deadline.sooner(_ADDRESS_SECONDS), waker)
+        except NotConnectedError:
+            raise
+        except OSError:
+            if deadline.expired:
+                raise
+    return _connect_one(addresses[-1], deadline, waker)
+
+
+def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.socket:
+    family, kind, protocol, _, where = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        code = sock.connect_ex(where)
+        if code in {errno.EINPROGRESS, errno.EWOULDBLOCK}:
+            wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _start_tls(
+    sock: socket.socket,
+    host: str,
+    context: ssl.SSLContext | None,
+    deadline: Deadline,
+    waker: Waker,
+) -> ssl.SSLSocket:
+    if context is None:
+        context = ssl.create_default_context()
+    tls = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    try:
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                wait_for(tls, selectors.EVENT_READ, deadline, waker)
+            except ssl.SSLWantWriteError:
+                wait_for(tls, selectors.EVENT_WRITE, deadline, waker)
+            else:
+                return tls
+    except BaseException:
+        tls.close()
+        raise
+
+
+def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> TLSError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TLSError(
+            f"the certificate of {endpoint} is not trusted: {error.verify_message}",
+            hint="pass ssl_context=ssl.create_default_context(cafile=...) for an own authority",
+        )
+    reason = (error.reason or str(error)).replace("_", " ").lower()
+    return TLSError(
+        f"no TLS with {endpoint}: {reason}", hint="is it a plain port? Then the URL is ws://"
+    )

@@ -1,0 +1,529 @@
+"""What a user keeps of an answer: frozen values, to be stored, pickled and passed between threads.
+
+Nothing here does I/O or knows the wire; a `Reply` is complete when it exists.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from functools import cached_property
+from math import isfinite
+from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
+
+import attrs
+
+from ._columns import (
+    ColumnType,
+    Interval,
+    check_types,
+    column_order,
+    convert,
+    recognise,
+)
+from .errors import ConfigurationError, NoTableError
+
+__all__ = [
+    "ColumnType",
+    "IntentRule",
+    "Interval",
+    "QueryResult",
+    "Quota",
+    "QuotaCounter",
+    "Reply",
+    "Status",
+    "ToolOutput",
+    "Usage",
+]
+
+Status: TypeAlias = Literal["ok", "empty", "failed", "rejected", "unknown"]
+
+# What a result without rows says of itself, by the start of its summary (PROTOCOL 4.11; the
+# "Returned" of execute_sql is in the recording turn_mcp_tools).
+_STATUS_BY_SUMMARY: Final[tuple[tuple[str, Status], ...]] = (
+    ("Query executed successfully", "empty"),
+    ("Query returned 0 row", "empty"),
+    ("Returned 0 row", "empty"),
+    ("Query failed", "failed"),
+    ("Query was rejected", "rejected"),
+)
+
+_CAPTIONS: Final[dict[Status, str]] = {
+    "ok": "",
+    "empty": "No rows.",
+    "failed": "The query failed.",
+    "rejected": "The query was rejected.",
+    "unknown": "No rows, and the server does not say why.",
+}
+
+# Bounds of what is shown, in rows and in characters. All of it is in the value itself.
+_SHOWN_ROWS: Final = 50
+_SHOWN_TEXT: Final = 1_000
+
+
+@attrs.frozen
+class Usage:
+    """The tokens that an answer has used; all 0 when the model's provider does not count."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int | None = None
+    """How many of the prompt's tokens came from a cache, or `None` where that is not told."""
+
+
+@attrs.frozen
+class IntentRule:
+    """A rule of the chatbot that a word of the question has set off."""
+
+    keyword: str = ""
+    required_table: str | None = None
+    forbidden_table: str | None = None
+    required_tool: str | None = None
+    forbidden_tool: str | None = None
+
+
+@attrs.frozen
+class QuotaCounter:
+    """How much of a daily limit is used."""
+
+    used: int = 0
+    limit: int = 0
+
+
+@attrs.frozen
+class Quota:
+    """What this user may still ask of this chatbot today, as of the end of the answer."""
+
+    requests: QuotaCounter = attrs.field(factory=QuotaCounter)
+    tokens: QuotaCounter = attrs.field(factory=QuotaCounter)
+    resets_at: str | None = None
+    """When the counters start again: a date and time by RFC 3339, as the server wrote it."""
+
+
+@attrs.frozen
+class QueryResult(Sequence[dict[str, Any]]):
+    """The result of one SQL query: a sequence of its rows.
+
+    It is always true, also without rows, so that `if reply.query_results[0]:` does not change its
+    meaning with the data. Two results are equal when the server said the same.
+    """
+
+    query: str = ""
+    """The SQL that was run."""
+    summary: str = ""
+    """What the server says of the result, in a sentence."""
+    row_count: int = 0
+    """The number of rows by the server's count."""
+    data: list[dict[str, Any]] = attrs.field(factory=list)
+    """The rows exactly as the server sent them: column names in alphabetical order, a UUID as
+    16 integers, dates and times as the wire writes them."""
+
+    @property
+    def status(self) -> Status:
+        """How the query ended, judged by its rows and the server's summary.
+
+        `"ok"` there are rows, `"empty"` it succeeded without rows, `"failed"`, `"rejected"` by the
+        server's security check, `"unknown"` no rows, and a summary that is not known.
+        """
+        if self.data:
+            return "ok"
+        for start, status in _STATUS_BY_SUMMARY:
+            if self.summary.startswith(start):
+                return status
+        return "unknown"
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns; none when there are no rows.
+
+        In the order of the query when its select list is plain names or `expression AS name`,
+        else (`SELECT *`, `count(*)`) in the order of the server, which is alphabetical.
+        """
+        return column_order(self.query, self.data)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows with their columns in the order of `columns`, made when first asked for.
+
+        A column whose every value has the shape of a UUID, a time or an interval holds
+        `uuid.UUID`, `datetime.time`, or `datetime.timedelta` (`Interval` if one of them has
+        months). Everything else is as in `data`: date-times are text, see `rows_as`.
+        """
+        return self.rows_as({})
+
+    def rows_as(self, types: Mapping[str, ColumnType]) -> list[dict[str, Any]]:
+        """Return the rows with some columns as the types that you name.
+
+        `types` maps a column to a function of one value, or to one of:
+
+        - `"timestamp"`: `datetime` without a zone; the `Z` on the wire is not one
+        - `"timestamptz"`: `datetime` in UTC
+        - `"date"`, `"time"`: `date`, `time`
+        - `"interval"`: `timedelta`, or `Interval` in all rows if one has months or is too long
+        - `"uuid"`: `uuid.UUID`
+        - `"numeric"`, `"integer"`, `"float"`: `decimal.Decimal`, `int`, `float`
+        - `"array"`, `"text"`: the list or text as it came (16 small integers that are no UUID)
+        - `"json"`: whatever came
+
+        The value is taken as in `data`; a null stays `None` and no function sees it. The other
+        columns are as in `rows`. Raises `ConfigurationError` for an unknown column or type, and for
+        a value that does not fit. A result without rows knows no columns, and takes any.
+        """
+        columns = self.columns
+        types = check_types(types, columns)
+        rows = [{name: row[name] for name in columns if name in row} for row in self.data]
+        for name in columns:
+            values = [row.get(name) for row in self.data]
+            wanted = types.get(name)
+            converted = recognise(values) if wanted is None else convert(name, values, wanted)
+            if converted is None:
+                continue
+            for row, value in zip(rows, converted, strict=True):
+                if name in row:
+                    row[name] = value
+        return rows
+
+    def __bool__(self) -> Literal[True]:
+        return True
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self.rows[index]
+
+    def __repr__(self) -> str:
+        columns = _cut(", ".join(self.columns), 100)
+        return f"<QueryResult {self.status}: {self.row_count} row(s) of ({columns})>"
+
+    def _repr_html_(self) -> str:
+        """Show the SQL and at most 50 rows in a notebook."""
+        parts = [f"<pre>{_escape(self.query)}</pre>"] if self.query else []
+        if self.data:
+            parts.append(_html_table(self.columns, self.rows[:_SHOWN_ROWS]))
+        else:
+            parts.append(f"<p><em>{_CAPTIONS[self.status]}</em> {_escape(self.summary)}</p>")
+        if len(self) > _SHOWN_ROWS:
+            parts.append(f"<p>… and {len(self) - _SHOWN_ROWS} more row(s)</p>")
+        return "\n".join(parts)
+
+
+@attrs.frozen
+class ToolOutput:
+    """What one of the chatbot's tools gave back."""
+
+    tool: str = ""
+    """The name of the tool, such as `query_table`."""
+    data: list[dict[str, Any]] = attrs.field(factory=list)
+    """The rows as the server sent them; one with the keys `tool` and `result` but for SQL."""
+    query_result: QueryResult | None = None
+    """The rows as a query result, when the tool is `execute_sql`."""
+
+    @property
+    def text(self) -> str:
+        """The result as text, `""` when it is rows."""
+        row = self.data[0] if len(self.data) == 1 else None
+        if self.query_result is None and isinstance(row, dict) and row.keys() == {"tool", "result"}:
+            return row["result"] if isinstance(row["result"], str) else ""
+        return ""
+
+    def __repr__(self) -> str:
+        what = self.query_result if self.query_result is not None else _cut(repr(self.text), 60)
+        return f"<ToolOutput {self.tool}: {what}>"
+
+
+@attrs.frozen(kw_only=True)
+class Reply:
+    """A whole answer. `str(reply)` is its text."""
+
+    text: str = ""
+    """Everything that the chatbot wrote, in one piece."""
+    segments: tuple[str, ...] = ()
+    """The same text, split where the chatbot stopped writing to run tools."""
+    usage: Usage | None = None
+    """The tokens used, `None` when the server does not say."""
+    query_results: tuple[QueryResult, ...] = ()
+    """The results of the SQL queries, in the order of their arrival."""
+    tool_results: tuple[ToolOutput, ...] = ()
+    """What the chatbot's tools gave back; those of `execute_sql` are in `query_results` too."""
+    # Whoever knows the id can read the conversation, so it is not shown.
+    conversation_id: str = ""
+    """The conversation's id. It is a secret between the server and the user."""
+    chatbot: str = ""
+    """The chatbot that answered."""
+    matched_intent_rules: tuple[IntentRule, ...] = ()
+    """The chatbot's rules that the question has set off."""
+    daily_quota: Quota | None = None
+    """What is used of the daily limits, `None` when the server does not say."""
+    duration: float | None = None
+    """Seconds from writing the question to the end of the answer; `None` for a recovered one."""
+    time_to_first_content: float | None = None
+    """Seconds from writing the question to the first text; `None` when there was none."""
+
+    @property
+    def table(self) -> QueryResult:
+        """The last query result that succeeded, with rows or without.
+
+        Raises `NoTableError`, which repeats what the server said of the others.
+        """
+        for result in reversed(self.query_results):
+            if result.status in ("ok", "empty"):
+                return result
+        if not self.query_results:
+            raise NoTableError("the answer has no query result")
+        summaries = "; ".join(_cut(r.summary or "no summary", 200) for r in self.query_results[:5])
+        raise NoTableError(f"no query of this answer succeeded: {summaries}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the reply as plain dictionaries, lists, texts and numbers, ready for any JSON.
+
+        Exact numbers become `{"$decimal": "12.50"}`. The conversation id is in it.
+        """
+        return {
+            "text": self.text,
+            "segments": list(self.segments),
+            "usage": None if self.usage is None else attrs.asdict(self.usage),
+            "query_results": [_result_to_dict(result) for result in self.query_results],
+            "tool_results": [_tool_to_dict(tool, self.query_results) for tool in self.tool_results],
+            "conversation_id": self.conversation_id,
+            "chatbot": self.chatbot,
+            "matched_intent_rules": [attrs.asdict(rule) for rule in self.matched_intent_rules],
+            "daily_quota": None if self.daily_quota is None else attrs.asdict(self.daily_quota),
+            "duration": self.duration,
+            "time_to_first_content": self.time_to_first_content,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Reply:
+        """Build the reply again that `to_dict` was called on, also after a way through JSON.
+
+        Fields that are missing are empty, and unknown ones are ignored, so that an older and a
+        newer version read each other. Raises `ConfigurationError` when it is something else.
+        """
+        if not isinstance(values, Mapping):
+            kind = type(values).__name__
+            raise ConfigurationError(f"from_dict takes what to_dict has returned, not a {kind}")
+        query_results: list[QueryResult] = []
+
+        def results(items: Any) -> tuple[QueryResult, ...]:
+            query_results.extend(_result_from_dict(item) for item in _list(items))
+            return tuple(query_results)
+
+        return _build(
+            cls,
+            values,
+            text=_text,
+            segments=_many(_text),
+            usage=_usage_from_dict,
+            query_results=results,  # before the tools, which refer to them
+            tool_results=_many(lambda tool: _tool_from_dict(tool, query_results)),
+            conversation_id=_text,
+            chatbot=_text,
+            matched_intent_rules=_many(_rule_from_dict),
+            daily_quota=_quota_from_dict,
+            duration=_seconds,
+            time_to_first_content=_seconds,
+        )
+
+    def __repr__(self) -> str:
+        tables = f", {len(self.query_results)} query result(s)" if self.query_results else ""
+        return f"<Reply {_cut(self.text, 60)!r}{tables}>"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_markdown_(self) -> str:
+        """Show the text in a notebook, with a blank line where tools ran."""
+        return "\n\n".join(self.segments) if self.segments else self.text
+
+
+# --- Text for people ------------------------------------------------------------------------
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _escape(value: Any) -> str:
+    # Half of a surrogate pair is legal in JSON, but no notebook can store it.
+    text = _cut(str(value), _SHOWN_TEXT).encode("utf-8", "replace").decode()
+    return html.escape(text)
+
+
+def _html_table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    head = "".join(f"<th>{_escape(name)}</th>" for name in columns)
+    lines = [
+        "<tr>" + "".join(_html_cell(row.get(name)) for name in columns) + "</tr>" for row in rows
+    ]
+    body = "\n".join(lines)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _html_cell(value: Any) -> str:
+    return "<td><em>null</em></td>" if value is None else f"<td>{_escape(value)}</td>"
+
+
+# --- To and from JSON -----------------------------------------------------------------------
+#
+# Values that JSON lacks are wrapped in an object of one tag, and so is an object of the user's
+# data that happens to look like one. Everything else stands for itself.
+
+_DECIMAL: Final = "$decimal"
+_FLOAT: Final = "$float"  # 1e999 is valid JSON, and an infinity once it is read
+_OBJECT: Final = "$object"
+_TAGS: Final = frozenset({_DECIMAL, _FLOAT, _OBJECT})
+
+_Built = TypeVar("_Built")
+_Reader: TypeAlias = Callable[[Any], Any]
+
+
+def _encode(value: Any) -> Any:
+    """Copy a value of `data` into what every JSON writer takes."""
+    if isinstance(value, Decimal):
+        return {_DECIMAL: str(value)}
+    if isinstance(value, float) and not isfinite(value):
+        return {_FLOAT: repr(value)}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        encoded = {key: _encode(item) for key, item in value.items()}
+        return {_OBJECT: encoded} if len(value) == 1 and not _TAGS.isdisjoint(value) else encoded
+    return value
+
+
+def _decode(value: Any) -> Any:
+    """Undo `_encode`."""
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if len(value) == 1:
+        ((tag, inner),) = value.items()
+        if tag == _DECIMAL:
+            return Decimal(_text(inner))
+        if tag == _FLOAT:
+            return float(_text(inner))
+        if tag == _OBJECT:
+            value = _mapping(inner)
+    return {key: _decode(item) for key, item in value.items()}
+
+
+def _result_to_dict(result: QueryResult) -> dict[str, Any]:
+    return {
+        "query": result.query,
+        "summary": result.summary,
+        "row_count": result.row_count,
+        "data": _encode(result.data),
+    }
+
+
+def _tool_to_dict(output: ToolOutput, query_results: Sequence[QueryResult]) -> dict[str, Any]:
+    """Write a tool's output; rows that are among the query results already only by their place."""
+    result = output.query_result
+    place = next((i for i, other in enumerate(query_results) if other is result), None)
+    shared = result is not None and output.data is result.data
+    return {
+        "tool": output.tool,
+        "data": None if shared else _encode(output.data),
+        "query_result": _result_to_dict(result) if result is not None and place is None else place,
+    }
+
+
+def _build(cls: type[_Built], values: Any, **readers: _Reader) -> _Built:
+    """Make a `cls` of those values that have a reader; what is missing or null is left out."""
+    fields: dict[str, Any] = {}
+    present = _mapping(values)
+    for name, read in readers.items():
+        value = present.get(name)
+        if value is None:
+            continue
+        try:
+            fields[name] = read(value)
+        except ConfigurationError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+            kind = type(value).__name__
+            raise ConfigurationError(
+                f"{cls.__name__}.{name} cannot be made of this {kind}"
+            ) from error
+    return cls(**fields)
+
+
+def _checked(*kinds: type) -> _Reader:
+    def read(value: Any) -> Any:
+        if not isinstance(value, kinds):
+            raise TypeError(f"a {type(value).__name__}, where {kinds[0].__name__} is needed")
+        return value
+
+    return read
+
+
+def _many(read: _Reader) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda values: tuple(read(value) for value in _list(values))
+
+
+_text: Final = _checked(str)
+_count: Final = _checked(int)
+_seconds: Final = _checked(float, int)
+_list: Final = _checked(list, tuple)
+_mapping: Final = _checked(Mapping)
+
+
+def _rows(values: Any) -> list[dict[str, Any]]:
+    return [dict(_mapping(_decode(row))) for row in _list(values)]
+
+
+def _usage_from_dict(values: Any) -> Usage:
+    return _build(
+        Usage,
+        values,
+        prompt_tokens=_count,
+        completion_tokens=_count,
+        total_tokens=_count,
+        cached_tokens=_count,
+    )
+
+
+def _rule_from_dict(values: Any) -> IntentRule:
+    return _build(
+        IntentRule,
+        values,
+        keyword=_text,
+        required_table=_text,
+        forbidden_table=_text,
+        required_tool=_text,
+        forbidden_tool=_text,
+    )
+
+
+def _counter_from_dict(values: Any) -> QuotaCounter:
+    return _build(QuotaCounter, values, used=_count, limit=_count)
+
+
+def _quota_from_dict(values: Any) -> Quota:
+    return _build(
+        Quota, values, requests=_counter_from_dict, tokens=_counter_from_dict, resets_at=_text
+    )
+
+
+def _result_from_dict(values: Any) -> QueryResult:
+    return _build(QueryResult, values, query=_text, summary=_text, row_count=_count, data=_rows)
+
+
+def _tool_from_dict(values: Any, query_results: Sequence[QueryResult]) -> ToolOutput:
+    def result(place: Any) -> QueryResult:
+        return query_results[place] if isinstance(place, int) else _result_from_dict(place)
+
+    output = _build(ToolOutput, values, tool=_text, data=_rows, query_result=result)
+    if output.query_result is not None and _mapping(values).get("data") is None:
+        return attrs.evolve(output, data=output.query_result.data)
+    return output

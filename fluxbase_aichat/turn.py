@@ -1,0 +1,388 @@
+"""What a user holds: a `Turn`, one message and its answer, and a `Conversation`.
+
+They wait and read; what happens on the wire is `_session`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import weakref
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from . import events
+from ._answer import Answer, Outcome, fresh
+from ._deadline import Deadline
+from ._entry import Entry, Record
+from ._session import Session
+from ._wire import ContentRun, check_message
+from .config import UNSET, Unset, check_seconds, named_keywords
+from .errors import (
+    ChatTimeoutError,
+    ConfigurationError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    FluxbaseChatError,
+    TurnCancelledError,
+)
+from .results import QueryResult, Reply, ToolOutput, Usage
+
+__all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
+
+IfBusy = Literal["queue", "cancel", "raise"]
+PageContext = str | dict[str, Any]
+"""What the page shows (from server 2026.6): text, or an object, by the server's version."""
+
+
+class Turn:
+    """One message and its answer: iterable while it grows, a `Reply` when it is whole.
+
+    All methods are thread-safe. Each iterator has a position of its own and begins at the first
+    event, however late it starts.
+    """
+
+    def __init__(self, session: Session, entry: Entry) -> None:
+        assert entry.answer is not None  # noqa: S101 - a message has one
+        self._session = session
+        self._entry = entry
+        self._answer: Answer = entry.answer
+        # A turn that nobody holds keeps no events; its callbacks go on.
+        weakref.finalize(self, self._answer.forget).atexit = False
+
+    # -- what is known so far ---------------------------------------------------------------
+
+    @property
+    def conversation_id(self) -> str | None:
+        """The conversation's id; `None` until the server has given one."""
+        return self._entry.record.id
+
+    @property
+    def text(self) -> str:
+        """The answer's text so far."""
+        return self._answer.current_text()
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn has ended: whole, failed or cancelled."""
+        return self._answer.ended.is_set()
+
+    @property
+    def error(self) -> FluxbaseChatError | None:
+        """Why the turn has failed, if it has; a cancelled turn has a `TurnCancelledError`."""
+        self._answer.looked_at = self._answer.looked_at or self.done
+        return self._answer.error
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the turn was cancelled."""
+        return self._answer.cancelled
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens used; `None` until the answer is whole, or when the server told none."""
+        done = self._answer.done
+        return None if done is None else done.usage
+
+    @property
+    def query_results(self) -> tuple[QueryResult, ...]:
+        """The results of the queries so far."""
+        return tuple(self._answer.query_results)
+
+    @property
+    def tool_results(self) -> tuple[ToolOutput, ...]:
+        """What the tools gave so far."""
+        return tuple(self._answer.tool_results)
+
+    @property
+    def progress(self) -> str:
+        """The last step that the server told: `"thinking"`, `"querying"`, …, or `""`."""
+        return self._answer.step
+
+    # -- waiting ----------------------------------------------------------------------------
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """Wait until the answer is whole and return it.
+
+        It returns before the callbacks of the last events may have run: see `wait`.
+
+        Args:
+            timeout: seconds to wait; `None` is no limit beyond the client's own `Timeouts`. When
+                it runs out the turn goes on.
+
+        Raises:
+            ChatTimeoutError: phase `"wait"`: the answer was not whole in time.
+            TurnCancelledError: the turn was cancelled.
+            FluxbaseChatError: what made the turn fail.
+
+        """
+        deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
+        with self._cancelling_on_interrupt():
+            ended = self._answer.ended.wait(deadline.remaining())
+        if not ended:
+            raise ChatTimeoutError(
+                f"the answer was not whole after {timeout:g} s; the turn goes on",
+                phase="wait",
+                sent=self._entry.sent,
+                partial_text=self.text,
+            )
+        self._raise_error()
+        return self._answer.reply()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the turn has ended and its callbacks have run; say whether that is so.
+
+        Inside a callback it waits for the end of the turn only. It raises no error of the turn.
+        """
+        deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
+        with self._cancelling_on_interrupt():
+            ended = self._answer.ended.wait(deadline.remaining())
+            if ended and not self._session.inside_callback:
+                ended = self._answer.callbacks_run.wait(deadline.remaining())
+        return ended
+
+    def __iter__(self) -> Iterator[events.Event]:
+        """Yield the turn's events as they come, the last being `Done`.
+
+        Raises what made the turn fail; after a cancel it just ends.
+        """
+        for item in self._items():
+            if isinstance(item, ContentRun):
+                for event in item.events():
+                    if self._answer.cancelled:
+                        return
+                    yield event
+            else:
+                yield item
+
+    @property
+    def text_stream(self) -> Iterator[str]:
+        """The text's pieces as they come; it ends and raises as iterating the turn does."""
+        for item in self._items():
+            if isinstance(item, ContentRun):
+                for delta in item.deltas:
+                    if self._answer.cancelled:
+                        return
+                    yield delta
+
+    def _items(self) -> Iterator[events.Event | ContentRun]:
+        answer = self._answer
+        forever = Deadline(None)
+        position = 0
+        last = False
+        while not last:
+            with self._cancelling_on_interrupt():
+                items, last = answer.read(position, forever)
+            position += len(items)
+            for item in items:
+                if answer.cancelled:
+                    return
+                yield item
+        if not answer.cancelled:
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        self._answer.looked_at = True
+        if self._answer.error is not None:
+            error = fresh(self._answer.error)
+            if isinstance(error, ConnectionLostError):
+                error.turn = self
+            raise error
+
+    @contextlib.contextmanager
+    def _cancelling_on_interrupt(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.cancel()
+            raise
+
+    # -- ending it --------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """End the turn at once; what the server still says of it surfaces nowhere.
+
+        It does not stop the model: its answer may still appear in the stored history, behind a
+        newer one. Nothing happens when the turn has ended.
+        """
+        self._session.end(self._entry, TurnCancelledError("the turn was cancelled"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    def __repr__(self) -> str:
+        answer = self._answer
+        if not answer.ended.is_set():
+            state = answer.step or ("sent" if self._entry.sent else "queued")
+        elif answer.error is None:
+            state = "whole"
+        else:
+            state = "cancelled" if answer.cancelled else type(answer.error).__name__
+        return f"<Turn {answer.chatbot!r} {state}, {len(self.text)} characters>"
+
+
+class Conversation:
+    """A handle on one conversation with one chatbot. Thread-safe; starts by itself."""
+
+    def __init__(self, session: Session, record: Record) -> None:
+        self._session = session
+        self._record = record
+
+    @property
+    def id(self) -> str | None:
+        """The conversation's id: a secret; `None` until it was started."""
+        return self._record.id
+
+    @property
+    def chatbot(self) -> str:
+        """The chatbot's name."""
+        return self._record.chatbot
+
+    @property
+    def namespace(self) -> str:
+        """The chatbot's namespace."""
+        return self._record.namespace
+
+    @named_keywords
+    def start(self, *, timeout: float | Unset | None = UNSET) -> str:
+        """Start the conversation if it was not, and return its id.
+
+        Args:
+            timeout: seconds for the whole call; by default the client's `Timeouts` count.
+
+        Raises:
+            ChatTimeoutError: phase `"start"`.
+            ChatbotNotFoundError: and the other errors of the server.
+            ConversationNotResumedError: the server has lost the conversation.
+
+        """
+        record = self._record
+        if record.id is not None and self._session.record(record.id) is record:
+            return record.id
+        return start(self._session, record, record.id, timeout)
+
+    @named_keywords
+    def send(
+        self,
+        content: str,
+        *,
+        page_context: PageContext | None = None,
+        if_busy: IfBusy = "queue",
+    ) -> Turn:
+        """Send a message and return its turn at once; the conversation starts by itself.
+
+        See `FluxbaseAIChat.send_message`.
+        """
+        return send(self._session, self._record, content, page_context, if_busy)
+
+    @named_keywords
+    def ask(
+        self,
+        content: str,
+        *,
+        page_context: PageContext | None = None,
+        timeout: float | Unset | None = UNSET,
+    ) -> Reply:
+        """Send a message and wait for the whole answer. See `FluxbaseAIChat.ask`."""
+        return ask(self._session, self._record, content, page_context, timeout)
+
+    def cancel(self) -> None:
+        """Cancel the running turn, else the oldest queued one, else do nothing."""
+        self._session.cancel(self._record)
+
+    def __repr__(self) -> str:
+        return f"<Conversation with {self.chatbot!r}, {'started' if self.id else 'not started'}>"
+
+
+# -- what the client and the handles share ------------------------------------------------------
+
+
+def start(
+    session: Session,
+    record: Record,
+    resume: str | None,
+    timeout: float | Unset | None,
+) -> str:
+    """Start a conversation and wait for its id."""
+    seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
+    outcome = Outcome()
+    entry = Entry(
+        record=record,
+        context=contextvars.copy_context(),
+        outcome=outcome,
+        resume=resume,
+        start_limit=session.settings.timeouts.start if isinstance(timeout, Unset) else seconds,
+    )
+    session.submit(entry)
+    try:
+        if not outcome.wait(seconds):
+            session.give_up(entry)
+    except KeyboardInterrupt:
+        session.end(entry, TurnCancelledError("the call was interrupted"))
+        raise
+    return outcome.get()
+
+
+def send(
+    session: Session,
+    record: Record,
+    content: str,
+    page_context: PageContext | None,
+    if_busy: IfBusy,
+    timeout: float | Unset | None = UNSET,
+) -> Turn:
+    """Queue a message and return its turn."""
+    check_message(content, page_context)
+    if if_busy not in {"queue", "cancel", "raise"}:
+        raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
+    limits = session.settings.timeouts
+    own = not isinstance(timeout, Unset)
+    entry = Entry(
+        record=record,
+        context=contextvars.copy_context(),
+        answer=Answer(record.chatbot, session.clock),
+        content=content,
+        page_context=page_context,
+        start_limit=limits.start,
+        # A limit on the whole call lifts those on its parts.
+        idle_limit=None if own else limits.idle,
+        turn_limit=None if own else limits.turn,
+    )
+    turn = Turn(session, entry)
+    session.submit_turn(entry, if_busy)
+    return turn
+
+
+def ask(
+    session: Session,
+    record: Record,
+    content: str,
+    page_context: PageContext | None,
+    timeout: float | Unset | None,
+) -> Reply:
+    """Queue a message and wait for its whole answer; a `timeout` bounds all of it."""
+    seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
+    deadline = Deadline(seconds, session.clock)
+    turn = send(session, record, content, page_context, "queue", timeout)
+    entry, answer = turn._entry, turn._answer
+    with turn._cancelling_on_interrupt():
+        if not answer.ended.wait(deadline.remaining()):
+            late: FluxbaseChatError
+            if session.state != "connected" and not entry.sent:
+                late = ConnectTimeoutError(f"no connection within {seconds:g} s")
+            else:
+                late = ChatTimeoutError(
+                    f"the answer was not whole after {seconds:g} s",
+                    phase="turn" if entry.sent else "start",
+                )
+            session.end(entry, late, tell=True)
+    return turn.result()
