@@ -50,9 +50,7 @@ class Sink(Protocol):
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """Take a request on the wire that has used up its time."""
 
-    def ended(
-        self, connection: Connection, error: FluxbaseChatError, lost: list[Request]
-    ) -> None:
+    def ended(self, connection: Connection, error: FluxbaseChatError, lost: list[Request]) -> None:
         """The connection is over; `lost` are its requests that will have no answer."""
 
 
@@ -183,7 +181,9 @@ class Connection:
         if source is None or isinstance(source, str):
             return source
         try:
-            return check_secret("the value of token()", call(source, deadline, self._waker, "token"))
+            return check_secret(
+                "the value of token()", call(source, deadline, self._waker, "token")
+            )
         except ConfigurationError as error:
             raise AuthenticationError(str(error), sent=False) from None
         except FluxbaseChatError:
@@ -279,5 +279,3 @@ class Connection:
             watch.ended(now)
             self._sink.expired(self, request, due)
         return None
-
-

@@ -97,12 +97,8 @@ class Callbacks:
         default=None, converter=lambda f: _adapt("on_query_result", f)
     )
     on_done: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_done", f))
-    on_error: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_error", f)
-    )
-    on_event: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_event", f)
-    )
+    on_error: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_error", f))
+    on_event: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_event", f))
     on_callback_error: Callback | None = attrs.field(
         default=None, converter=lambda f: _adapt("on_callback_error", f)
     )
@@ -257,7 +253,9 @@ class Dispatcher:
 
     def _silent(self, answer: Answer | None) -> bool:
         # Looked at before each call: a callback may have cancelled its own turn.
-        return self._dropped or (answer is not None and answer.error is not None and answer.cancelled)
+        return self._dropped or (
+            answer is not None and answer.error is not None and answer.cancelled
+        )
 
     def _tell_event(self, event: events.Event) -> None:
         callbacks = self._callbacks

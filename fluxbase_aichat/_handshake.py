@@ -157,7 +157,9 @@ _HINTS = {
 _RETRYABLE = frozenset({500, 502, 503, 504})
 
 
-def refusal(status: int, retry_after: str | None, body: str, settings: Settings) -> FluxbaseChatError:
+def refusal(
+    status: int, retry_after: str | None, body: str, settings: Settings
+) -> FluxbaseChatError:
     """Return the exception for an upgrade that was answered with another status than 101."""
     body = _redacted(body, settings)
     try:

@@ -17,7 +17,13 @@ from typing import Any, NoReturn, TypeVar
 
 from ._deadline import Deadline
 from .config import Endpoint
-from .errors import ConfigurationError, ConnectError, ConnectTimeoutError, NotConnectedError, TLSError
+from .errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectTimeoutError,
+    NotConnectedError,
+    TLSError,
+)
 
 __all__ = ["Waker", "call", "check_ssl_context", "open_socket", "wait_for"]
 
@@ -176,9 +182,7 @@ _Address = tuple[Any, ...]
 def _resolve(endpoint: Endpoint, deadline: Deadline, waker: Waker) -> list[_Address]:
     host, port = endpoint.host, endpoint.port
     try:
-        return socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-        )
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         pass  # a name
     return call(

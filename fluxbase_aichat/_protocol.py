@@ -139,9 +139,7 @@ class ChatProtocol:
                 raise LocalProtocolError(
                     "the conversation was not started on this connection; start it first"
                 )
-            payload = encode_message(
-                request.conversation_id, request.content, request.page_context
-            )
+            payload = encode_message(request.conversation_id, request.content, request.page_context)
         self._unanswered.append(request)
         return payload
 

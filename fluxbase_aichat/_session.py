@@ -439,9 +439,7 @@ class Session:
             while self._queue:
                 self._resolve(self._queue.popleft(), error, tell=True)
 
-    def ended(
-        self, connection: Connection, error: FluxbaseChatError, lost: list[Request]
-    ) -> None:
+    def ended(self, connection: Connection, error: FluxbaseChatError, lost: list[Request]) -> None:
         """Fail what was on the wire; what was not goes over the next connection."""
         del lost  # the entry on the wire says it
         with self._locked():
@@ -617,5 +615,3 @@ def _code(error: FluxbaseChatError) -> str:
     if isinstance(error, TimeoutError):
         return "TIMEOUT"
     return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"
-
-

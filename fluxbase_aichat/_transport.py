@@ -108,7 +108,9 @@ class _WebSocket(websocket.WebSocket):  # type: ignore[misc]
     def between_messages(self) -> bool:
         """Whether the library holds no part of a frame or of a message."""
         frames = self.frame_buffer
-        return not frames.recv_buffer and frames.header is None and self.cont_frame.cont_data is None
+        return (
+            not frames.recv_buffer and frames.header is None and self.cont_frame.cont_data is None
+        )
 
     def pong(self, payload: Any = b"") -> None:
         # RFC 6455, 5.5.3: answering the latest ping is enough, so a flood of them costs nothing.
@@ -200,8 +202,14 @@ class Transport:
     """
 
     def __init__(
-        self, sock: socket.socket, ws: _WebSocket, guard: _GuardedSocket, waker: Waker, *,
-        limit: int, clock: Clock,
+        self,
+        sock: socket.socket,
+        ws: _WebSocket,
+        guard: _GuardedSocket,
+        waker: Waker,
+        *,
+        limit: int,
+        clock: Clock,
     ) -> None:
         self._sock = sock
         self._ws = ws
@@ -471,5 +479,3 @@ def _goodbye(data: bytes) -> str:
     reason = data[2:].decode("utf-8", "replace")
     code = int.from_bytes(data[:2])
     return f"the server closed the connection ({code}{' ' + reason if reason else ''})"
-
-

@@ -369,16 +369,16 @@ class FluxbaseAIChat:
                     return False
         return session.wait_for_callbacks(deadline)
 
-    def _find(
-        self, chatbot: str, namespace: str | None, conversation_id: str | None
-    ) -> Record:
+    def _find(self, chatbot: str, namespace: str | None, conversation_id: str | None) -> Record:
         """Return the known conversation, or a record of one that is yet to be started."""
         record = _record(chatbot, namespace)
         if conversation_id is not None:
             record.id = check_name("conversation_id", conversation_id, what="a conversation's id")
             known = self._session.record(record.id)
-            if known is not None and known.chatbot == chatbot and (
-                known.namespace == record.namespace
+            if (
+                known is not None
+                and known.chatbot == chatbot
+                and (known.namespace == record.namespace)
             ):
                 return known
         return record
@@ -392,5 +392,3 @@ def _record(chatbot: str, namespace: str | None) -> Record:
     if namespace is not None:
         check_name("namespace", namespace, what="a chatbot's namespace")
     return Record(chatbot=chatbot, namespace=namespace or "default")
-
-

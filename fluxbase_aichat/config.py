@@ -320,9 +320,7 @@ class Settings:
     endpoint: Endpoint = attrs.field(converter=parse_endpoint)
     token: TokenSource | None = attrs.field(default=None, repr=False, validator=_check_token)
     service_key: str | None = attrs.field(default=None, repr=False, validator=_check_service_key)
-    headers: tuple[tuple[str, str], ...] = attrs.field(
-        default=None, repr=False, converter=_headers
-    )
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=None, repr=False, converter=_headers)
     token_in_query: bool = attrs.field(default=False, validator=_check_flag)
     impersonate_user_id: str | None = attrs.field(default=None, validator=_check_user)
     reconnect_attempts: int = attrs.field(default=3, validator=_check_attempts)

@@ -202,7 +202,7 @@ class QueryResult(Sequence[dict[str, Any]]):
         return self.rows[index]
 
     def __repr__(self) -> str:
-        columns = _cut(", ".join(self.columns), 100)
+        columns = _line(", ".join(self.columns), 100)
         return f"<QueryResult {self.status}: {self.row_count} row(s) of ({columns})>"
 
     def _repr_html_(self) -> str:
@@ -237,8 +237,8 @@ class ToolOutput:
         return ""
 
     def __repr__(self) -> str:
-        what = self.query_result if self.query_result is not None else _cut(repr(self.text), 60)
-        return f"<ToolOutput {self.tool}: {what}>"
+        what = repr(_cut(self.text, 60)) if self.query_result is None else repr(self.query_result)
+        return f"<ToolOutput {_line(self.tool, 60)}: {what}>"
 
 
 @attrs.frozen(kw_only=True)
@@ -351,6 +351,11 @@ class Reply:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _line(text: str, limit: int) -> str:
+    # The server's names may hold line ends and a terminal's escape codes.
+    return repr(_cut(text, limit))[1:-1]
 
 
 def _escape(value: Any) -> str:

@@ -195,6 +195,13 @@ def test_repr_is_short():
     assert len(repr(Reply(text="z" * 10**6, query_results=(wide,)))) < 200
 
 
+def test_repr_is_one_harmless_line():
+    """Names from a server cannot break a line or a terminal."""
+    evil = "\x1b[2J\n"
+    for value in (QueryResult(data=[{evil: 1}]), ToolOutput(evil), Reply(text=evil)):
+        assert repr(value).isprintable()
+
+
 # --- In a notebook --------------------------------------------------------------------------
 
 

@@ -26,7 +26,9 @@ from ._sql import QueryResult
 
 __all__ = ["Call", "Cut", "Fail", "Model", "Pause", "Say", "Step", "is_script", "scripted", "words"]
 
-_VERBS: Final = re.compile(r"(say|sql|tool|pause|flood)\b|(fail|cut|---)\s*$")
+_VERBS: Final = re.compile(
+    r"(say|sql|tool) |pause \d+(\.\d+)?\s*$|flood \d+ \d+\s*$|(fail|cut|---)\s*$", re.MULTILINE
+)
 _LONGEST_WORD: Final = 64 * 1024
 """A longer delta overflows the recorded server's reader of its model's stream."""
 
@@ -100,9 +102,7 @@ def echo(line: str) -> Iterator[Step]:
 def _steps(part: str) -> Iterator[Step]:
     for line in part.splitlines():
         verb, _, rest = line.partition(" ")
-        match verb:
-            case "":
-                pass
+        match verb if _VERBS.match(line) else "":
             case "say":
                 yield Say(words(rest))
             case "sql":
@@ -119,7 +119,7 @@ def _steps(part: str) -> Iterator[Step]:
                 yield Fail()
             case "cut":
                 yield Cut()
-            case _:
+            case _ if line.strip() not in ("", "say"):
                 yield from echo(line)
 
 

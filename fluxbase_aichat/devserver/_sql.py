@@ -85,6 +85,12 @@ class Database:
     def __init__(self, canned: Mapping[str, Canned] = CANNED) -> None:
         self._shop = open_shop()
         self._canned = canned
+        # Where SQLite looks for a table that is named without its schema: in `main` first.
+        self._schemas = {
+            name: schema
+            for schema in ("shop", "main")
+            for (name,) in self._shop.execute(f"select name from {schema}.sqlite_master")  # noqa: S608 - two constants
+        }
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -96,11 +102,11 @@ class Database:
         """Run one SELECT over the `allowed` tables; never raises for what the SQL says."""
         canned = self._canned.get(sql)
         if canned is not None and "types" in allowed:
-            data = Raw(canned.data) if canned.data is not None else [float("nan")]
-            return QueryResult(sql, "ok", canned.summary, canned.row_count, data)
+            known = Raw(canned.data) if canned.data is not None else [float("nan")]
+            return QueryResult(sql, "ok", canned.summary, canned.row_count, known)
         tables: list[str] = []
         with self._lock:
-            self._shop.set_authorizer(_authorizer(allowed, tables))
+            self._shop.set_authorizer(self._authorizer(allowed, tables))
             self._shop.set_progress_handler(lambda: 1, _STEPS)
             try:
                 cursor = self._shop.execute(sql)
@@ -127,26 +133,25 @@ class Database:
         data = [dict(sorted(row.items())) for row in rows]
         return QueryResult(sql, "ok", summary, len(rows), data, rows)
 
+    def _authorizer(self, allowed: frozenset[str], tables: list[str]) -> Any:
+        """Return SQLite's question "may it?"; every table that is read is added to `tables`."""
 
-def _authorizer(allowed: frozenset[str], tables: list[str]) -> Any:
-    """Return SQLite's question "may it?"; every table that is read is added to `tables`."""
-
-    def may(
-        action: int, table: str | None, _column: str | None, schema: str | None, *_: Any
-    ) -> int:
-        if action in _READS:
+        def may(action: int, table: str | None, _: str | None, schema: str | None, *__: Any) -> int:
+            if action in _READS:
+                return sqlite3.SQLITE_OK
+            if action != sqlite3.SQLITE_READ or table is None or table.startswith("sqlite_"):
+                return sqlite3.SQLITE_DENY
+            # count(*) tells no schema, nor does a subquery, whose own reads are asked for too.
+            found = schema or self._schemas.get(table)
+            if found is None:
+                return sqlite3.SQLITE_OK
+            if (found if found == "shop" else table) not in allowed:
+                return sqlite3.SQLITE_DENY
+            if table not in tables:
+                tables.append(table)
             return sqlite3.SQLITE_OK
-        if action != sqlite3.SQLITE_READ or table is None:
-            return sqlite3.SQLITE_DENY
-        if schema is None:  # a subquery or a WITH, whose own reads are asked for too
-            return sqlite3.SQLITE_OK
-        if (schema if schema == "shop" else table) not in allowed:
-            return sqlite3.SQLITE_DENY
-        if table not in tables:
-            tables.append(table)
-        return sqlite3.SQLITE_OK
 
-    return may
+        return may
 
 
 def _column(name: str) -> str:

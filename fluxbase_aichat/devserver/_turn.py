@@ -161,9 +161,8 @@ class Turn:
         return True
 
     def _query(self, call: Call) -> QueryResult:
-        return self._runtime.database.query(
-            str(call.arguments.get("sql", "")), self._chatbot.tables
-        )
+        sql = str(call.arguments.get("sql", ""))
+        return self._runtime.database.query(sql, self._chatbot.tables)
 
     def _own_tool(self, call: Call) -> QueryResult | None:
         """Run a tool of the chatbot's; one that fails gives no result at all (PROTOCOL 4.12)."""
