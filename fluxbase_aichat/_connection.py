@@ -149,7 +149,7 @@ class Connection:
                     self._open = True
                 self._sink.opened(self)
                 error = self._talk(transport)
-            except Exception as bug:  # a thread that dies silently would leave its callers waiting
+            except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting
                 _log.exception("the I/O thread failed")
                 error = ConnectionLostError("the client failed: see the log")
                 error.__cause__ = bug

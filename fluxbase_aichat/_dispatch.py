@@ -87,21 +87,18 @@ def _adapt(name: str, function: object) -> Callback | None:
 class Callbacks:
     """The user's callbacks, each looked at once."""
 
-    on_content: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_content", f)
-    )
-    on_progress: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_progress", f)
-    )
-    on_query_result: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_query_result", f)
-    )
-    on_done: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_done", f))
-    on_error: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_error", f))
-    on_event: Callback | None = attrs.field(default=None, converter=lambda f: _adapt("on_event", f))
-    on_callback_error: Callback | None = attrs.field(
-        default=None, converter=lambda f: _adapt("on_callback_error", f)
-    )
+    on_content: Callback | None = None
+    on_progress: Callback | None = None
+    on_query_result: Callback | None = None
+    on_done: Callback | None = None
+    on_error: Callback | None = None
+    on_event: Callback | None = None
+    on_callback_error: Callback | None = None
+
+    @classmethod
+    def of(cls, **functions: object) -> Callbacks:
+        """Make them from what the user gave; raise `ConfigurationError` for what cannot be one."""
+        return cls(**{name: _adapt(name, function) for name, function in functions.items()})
 
     @property
     def any(self) -> bool:
@@ -298,7 +295,7 @@ class Dispatcher:
         if handler is not None:
             try:
                 handler(error, event)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - the user's, whatever it is
                 _log.exception("on_callback_error failed")
             return
         _log.error("a callback failed on a %s event", event.type, exc_info=error)

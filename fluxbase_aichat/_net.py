@@ -217,7 +217,7 @@ def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.
             wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise OSError(code, os.strerror(code))
+            raise OSError(code, os.strerror(code))  # noqa: TRY301 - closed below
     except BaseException:
         sock.close()
         raise

@@ -30,7 +30,7 @@ from typing import Any
 import attrs
 
 from . import errors, events
-from ._wire import ContentRun, Item, Malformed, encode_cancel, encode_message, encode_start
+from ._wire import Item, Malformed, encode_cancel, encode_message, encode_start
 from .errors import FluxbaseChatError, IdentityConflictError, LocalProtocolError
 
 __all__ = ["ChatProtocol", "Delivery", "Message", "Request", "Start", "error_of"]

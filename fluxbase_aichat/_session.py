@@ -211,7 +211,7 @@ class Session:
 
     def use_token(self, token: object) -> None:
         """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
-        self.settings = attrs.evolve(self.settings, token=token)
+        self.settings = attrs.evolve(self.settings, token=token)  # type: ignore[arg-type]
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""

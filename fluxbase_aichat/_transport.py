@@ -50,7 +50,7 @@ class _TooBigError(Exception):
     """A message is beyond its limit. Never leaves this module."""
 
 
-class _Frames(frame_buffer):  # type: ignore[misc]
+class _Frames(frame_buffer):
     """websocket-client's frame reader with a limit: it has none of its own."""
 
     def __init__(self, recv: Any, limit: int) -> None:
@@ -63,7 +63,7 @@ class _Frames(frame_buffer):  # type: ignore[misc]
             raise _TooBigError(f"a message is larger than {self._limit:,} bytes")
 
 
-class _Fragments(continuous_frame):  # type: ignore[misc]
+class _Fragments(continuous_frame):
     """websocket-client's fragments, joined once and not with `+=`, and bounded."""
 
     def __init__(self, limit: int) -> None:
@@ -88,13 +88,14 @@ class _Fragments(continuous_frame):  # type: ignore[misc]
             self.recving_frames = None
 
     def extract(self, frame: ABNF) -> tuple[int, ABNF]:
+        assert self.cont_data is not None  # noqa: S101 - a frame was added before
         opcode, parts = self.cont_data
         self.cont_data = None
         frame.data = b"".join(parts)
         return opcode, frame
 
 
-class _WebSocket(websocket.WebSocket):  # type: ignore[misc]
+class _WebSocket(websocket.WebSocket):
     """websocket-client's connection with our limits, used by one thread."""
 
     def __init__(self, limit: int) -> None:
@@ -249,7 +250,7 @@ class Transport:
             ws = _WebSocket(limit)
             target = endpoint.target(token if settings.token_in_query else None)
             try:
-                ws.connect(
+                ws.connect(  # type: ignore[no-untyped-call]
                     f"{'wss' if endpoint.secure else 'ws'}://{endpoint.authority}{target}",
                     socket=guard,
                     header=_handshake.request_headers(settings, token),

@@ -116,7 +116,7 @@ class FluxbaseAIChat:
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
         )
-        callbacks = Callbacks(
+        callbacks = Callbacks.of(
             on_content=on_content,
             on_progress=on_progress,
             on_query_result=on_query_result,

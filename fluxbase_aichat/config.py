@@ -108,18 +108,17 @@ class Timeouts:
     close: float | None = _seconds_field(2.0)
     """`disconnect()`: the close handshake, and the callbacks already received."""
 
-    @classmethod
-    def of(cls, value: object) -> Timeouts:
-        """Make one from a `Timeouts` or from seconds, which then bound connect, start and idle."""
-        if isinstance(value, Timeouts):
-            return value
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            seconds = check_seconds("timeouts", value)
-            assert seconds is not None  # noqa: S101 - a number came in
-            return cls(connect=seconds, start=seconds, idle=seconds, close=min(seconds, 2.0))
-        raise ConfigurationError(
-            f"timeouts must be a Timeouts or a number of seconds, not {type(value).__name__}"
-        )
+
+def _timeouts(value: object) -> Timeouts:
+    """Make one from a `Timeouts` or from seconds, which then bound connect, start and idle."""
+    if isinstance(value, Timeouts):
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        check_seconds("timeouts", value)
+        return Timeouts(connect=value, start=value, idle=value, close=min(value, 2.0))
+    raise ConfigurationError(
+        f"timeouts must be a Timeouts or a number of seconds, not {type(value).__name__}"
+    )
 
 
 def _check_bytes(_: object, field: attrs.Attribute[int], value: object) -> None:
@@ -224,9 +223,18 @@ _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD_VALUE = re.compile(r"[\t -~]*")
 # What the handshake itself must say (RFC 6455, section 4.1) or what would change its framing.
 _RESERVED = frozenset(
-    "host upgrade connection content-length transfer-encoding sec-websocket-key "
-    "sec-websocket-version sec-websocket-protocol sec-websocket-extensions "
-    "sec-websocket-accept".split()
+    {
+        "host",
+        "upgrade",
+        "connection",
+        "content-length",
+        "transfer-encoding",
+        "sec-websocket-accept",
+        "sec-websocket-extensions",
+        "sec-websocket-key",
+        "sec-websocket-protocol",
+        "sec-websocket-version",
+    }
 )
 
 
@@ -325,7 +333,7 @@ class Settings:
     impersonate_user_id: str | None = attrs.field(default=None, validator=_check_user)
     reconnect_attempts: int = attrs.field(default=3, validator=_check_attempts)
     reconnect_delay: float = attrs.field(default=1.0, validator=_check_delay)
-    timeouts: Timeouts = attrs.field(factory=Timeouts, converter=Timeouts.of)
+    timeouts: Timeouts = attrs.field(factory=Timeouts, converter=_timeouts)
     limits: Limits = attrs.field(factory=Limits, validator=_check_limits)
     ssl_context: Any = None
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)

@@ -130,6 +130,21 @@ class Turn:
         self._raise_error()
         return self._answer.reply()
 
+    def _result_by(self, deadline: Deadline) -> Reply:
+        """Return the whole answer; at the deadline end the turn, as a cancel does."""
+        with self._cancelling_on_interrupt():
+            if not self._answer.ended.wait(deadline.remaining()):
+                sent = self._entry.sent
+                late: FluxbaseChatError
+                if sent or self._session.state == "connected":
+                    late = ChatTimeoutError(
+                        "the answer was not whole in time", phase="turn" if sent else "start"
+                    )
+                else:
+                    late = ConnectTimeoutError("the question was not sent: no connection in time")
+                self._session.end(self._entry, late, tell=True)
+        return self.result()
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
 
@@ -373,16 +388,4 @@ def ask(
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
     deadline = Deadline(seconds, session.clock)
     turn = send(session, record, content, page_context, "queue", timeout)
-    entry, answer = turn._entry, turn._answer
-    with turn._cancelling_on_interrupt():
-        if not answer.ended.wait(deadline.remaining()):
-            late: FluxbaseChatError
-            if session.state != "connected" and not entry.sent:
-                late = ConnectTimeoutError(f"no connection within {seconds:g} s")
-            else:
-                late = ChatTimeoutError(
-                    f"the answer was not whole after {seconds:g} s",
-                    phase="turn" if entry.sent else "start",
-                )
-            session.end(entry, late, tell=True)
-    return turn.result()
+    return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class
