@@ -20,7 +20,7 @@ from . import events
 from ._answer import Answer
 from ._deadline import Deadline
 from ._wire import ContentRun, Item
-from .errors import ConfigurationError, FluxbaseChatError
+from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
 
 __all__ = ["Callbacks", "Dispatcher", "Failure", "Post"]
@@ -144,8 +144,12 @@ class Dispatcher:
         )
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, once; raise `ConnectError` where no thread can be started."""
+        if self._thread.ident is None:
+            try:
+                self._thread.start()
+            except RuntimeError as error:
+                raise ConnectError(f"the client's thread cannot be started: {error}") from error
 
     @property
     def inside(self) -> bool:

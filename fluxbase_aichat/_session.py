@@ -52,6 +52,8 @@ State = Literal["new", "connecting", "connected", "reconnecting", "lost", "disco
 
 # Cancelled connections that drain out of sight; the server ends each when its turn has ended.
 _MAX_DRAINING = 4
+# What an I/O thread may need for its last steps when its deadline has come.
+_JOIN_SECONDS = 1.0
 # Conversations whose last text is kept.
 _MAX_TEXTS = 1000
 
@@ -74,15 +76,16 @@ class Session:
         self._opening = Outcome()
         self._draining: deque[Connection] = deque()
         self._numbers = 0
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: dict[str, Record] = {}
+        self._texts: OrderedDict[int, Record] = OrderedDict()
         # A tuple, because None stands for "nobody is impersonated", which is an identity too.
         self._identity: tuple[str | None] | None = None
         if settings.impersonate_user_id is not None:
             self._identity = (settings.impersonate_user_id,)
         self._dispatcher: Dispatcher | None = None
-        # The end of a connection was told, so its successor is told as well. The successor of a
-        # cancelled one is not: to the user nothing happened.
-        self._loss_told = False
+        # What `on_event` was told last about the connection. The successor of a cancelled one
+        # is not told: to the user nothing happened.
+        self._told: Literal["nothing", "connected", "lost"] = "nothing"
         self._context = contextvars.copy_context()
 
     @contextlib.contextmanager
@@ -217,7 +220,6 @@ class Session:
         """End every wait, the connection and the threads; idempotent."""
         deadline = Deadline(seconds, self.clock)
         with self._locked():
-            was_open = self._state == "connected"
             self._state = "disconnected"
             error = NotConnectedError("the client was disconnected")
             entries = [*([self._on_wire] if self._on_wire else []), *self._queue]
@@ -226,18 +228,21 @@ class Session:
             current, self._current = self._current, None
             connections = [*([current] if current else []), *self._draining]
             self._draining.clear()
-            dispatcher, self._dispatcher = self._dispatcher, None
+            dispatcher = self._dispatcher
             # Before the waits end: what they wake must find the connection closing.
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
             opening = self._opening
             self._then(lambda: opening.fail(error))
             for entry in entries:
-                self._resolve(entry, error, tell=False, dispatcher=dispatcher)
-            if was_open:
-                self._post([events.Disconnected(reason=str(error))], dispatcher=dispatcher)
+                self._resolve(entry, error, tell=False)
+            self._tell_loss(error)
+            self._told = "nothing"
+            self._dispatcher = None
         for connection in connections:
-            connection.join(deadline.remaining())
+            left = deadline.remaining()
+            # Its thread waits for nothing but the same deadline, and then ends by itself.
+            connection.join(None if left is None else left + _JOIN_SECONDS)
         if dispatcher is not None:
             dispatcher.stop(deadline)
 
@@ -260,20 +265,22 @@ class Session:
 
     def _open(self, seconds: float | None) -> None:
         self._numbers += 1
-        self._state = "connecting" if self._state in {"new", "disconnected"} else "reconnecting"
+        if self._state in {"new", "disconnected"}:
+            self._context = contextvars.copy_context()
+        self._state = "connecting" if self._told == "nothing" else "reconnecting"
         self._opening = Outcome()
-        self._context = contextvars.copy_context()
         connection = Connection(
             self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
         )
         self._current = connection
         if self._dispatcher is None:
-            self._dispatcher = dispatcher = Dispatcher(self._callbacks, self._numbers)
-            self._then(dispatcher.start)
-        self._then(lambda: self._start(connection))
+            self._dispatcher = Dispatcher(self._callbacks, self._numbers)
+        dispatcher = self._dispatcher
+        self._then(lambda: self._start(connection, dispatcher))
 
-    def _start(self, connection: Connection) -> None:
+    def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
         try:
+            dispatcher.start()
             connection.start()
         except FluxbaseChatError as error:
             self.open_failed(connection, error)
@@ -312,20 +319,11 @@ class Session:
         if entry.answer is not None and isinstance(request, Message):
             entry.answer.sent(request.conversation_id)
             record.answer = entry.answer
-            self._keep_text(record)
 
     def _tell_loss(self, error: FluxbaseChatError) -> None:
-        if not self._loss_told:
-            self._loss_told = True
+        if self._told == "connected":
+            self._told = "lost"
             self._post([events.Disconnected(reason=str(error))])
-
-    def _keep_text(self, record: Record) -> None:
-        """Keep the texts of the newest conversations only; the conversations stay known."""
-        assert record.id is not None  # noqa: S101 - its message was written
-        self._records.move_to_end(record.id)
-        if len(self._records) > _MAX_TEXTS:
-            for old in list(self._records.values())[: len(self._records) - _MAX_TEXTS]:
-                old.text = ""
 
     def _end(self, entry: Entry, error: FluxbaseChatError, *, tell: bool = False) -> None:
         """End an entry wherever it is. What it leaves on the wire surfaces nowhere."""
@@ -360,7 +358,6 @@ class Session:
         *,
         tell: bool,
         items: Sequence[Item | Failure] = (),
-        dispatcher: Dispatcher | None = None,
     ) -> None:
         """Fail an entry: `tell` callbacks that the client found it, or `items` that came."""
         error = fresh(error)
@@ -381,7 +378,7 @@ class Session:
 
         self._then(resolve)
         self._release(entry)
-        self._post(items, entry, last=True, dispatcher=dispatcher)
+        self._post(items, entry, last=True)
 
     def _release(self, entry: Entry) -> None:
         """The entry has ended: its record keeps the text, not the answer."""
@@ -389,6 +386,10 @@ class Session:
         if answer is not None and record.answer is answer:
             record.text = answer.current_text()
             record.answer = None
+            self._texts[id(record)] = record
+            self._texts.move_to_end(id(record))
+            if len(self._texts) > _MAX_TEXTS:
+                self._texts.popitem(last=False)[1].text = ""
 
     def _post(
         self,
@@ -396,10 +397,9 @@ class Session:
         entry: Entry | None = None,
         *,
         last: bool = False,
-        dispatcher: Dispatcher | None = None,
     ) -> None:
         """Have callbacks told, once the lock is released."""
-        dispatcher = dispatcher or self._dispatcher
+        dispatcher = self._dispatcher
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if dispatcher is not None and self._callbacks.any:
@@ -415,13 +415,13 @@ class Session:
         with self._locked():
             if connection is not self._current:
                 return
-            first = self._state == "connecting"
             self._state = "connected"
             opening = self._opening
             self._then(opening.resolve)
-            if first or self._loss_told:
+            if self._told != "connected":
+                first = self._told == "nothing"
                 self._post([events.Connected() if first else events.Reconnected()])
-            self._loss_told = False
+                self._told = "connected"
             self._advance()
 
     def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
@@ -430,10 +430,8 @@ class Session:
             if connection is not self._current:
                 return
             self._current = None
-            was_open = self._state == "reconnecting"
             self._state = "lost"
-            if was_open:
-                self._tell_loss(error)
+            self._tell_loss(error)
             opening = self._opening
             self._then(lambda: opening.fail(error))
             while self._queue:
