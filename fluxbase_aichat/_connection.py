@@ -50,8 +50,8 @@ class Sink(Protocol):
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """Take a request on the wire that has used up its time."""
 
-    def ended(self, connection: Connection, error: FluxbaseChatError, lost: list[Request]) -> None:
-        """The connection is over; `lost` are its requests that will have no answer."""
+    def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
+        """The connection is over, and so is what was unanswered on it."""
 
 
 class Connection:
@@ -157,8 +157,8 @@ class Connection:
                 transport.close()
             with self._lock:
                 self._open = False
-                lost = self._protocol.receive_end()
-            self._sink.ended(self, error, lost)
+                self._protocol.receive_end()
+            self._sink.ended(self, error)
         finally:
             self._waker.close()
 

@@ -215,6 +215,8 @@ class Dispatcher:
 
     def _tell(self, post: Post) -> None:
         answer = post.answer
+        if answer is not None and answer.callbacks_run.is_set():
+            return  # it came together with the end that was told already
         for item in post.items:
             if self._dropped:
                 return

@@ -1,7 +1,6 @@
-"""What outlives a connection: the queue, the conversations, the identity, draining connections.
+"""What outlives a connection: the queue, the entry on the wire, and connections that drain.
 
-One lock guards all of it. What must happen outside the lock (waking waiters, starting threads,
-telling callbacks) is collected while it is held and done when it is released, in that order.
+One lock guards all of it; what must happen without it takes effect on its release (`_telling`).
 
     entry:  queued ──> its start on the wire ──> its message on the wire ──> ended
                │ └───── a start alone ends here ──┘          │
@@ -13,33 +12,27 @@ entry: nothing goes between them, so another chatbot cannot answer the message.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from collections import deque
+from typing import Any, Literal
 
 import attrs
 
 from . import events
-from ._answer import Outcome, fresh
+from ._answer import Outcome
 from ._connection import Connection
+from ._conversations import Conversations
 from ._deadline import Clock, Deadline
-from ._dispatch import Callbacks, Dispatcher, Failure, Post
+from ._dispatch import Callbacks, Dispatcher
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
+from ._telling import EffectLock, Telling
 from ._watch import Due
 from ._wire import Item, Malformed
 from .config import Settings
 from .errors import (
-    AuthenticationError,
     ChatTimeoutError,
-    ConnectionLostError,
     ConnectTimeoutError,
-    ConversationNotResumedError,
     FluxbaseChatError,
-    IdentityConflictError,
     LocalProtocolError,
     NotConnectedError,
     RemoteProtocolError,
@@ -54,10 +47,6 @@ State = Literal["new", "connecting", "connected", "reconnecting", "lost", "disco
 _MAX_DRAINING = 4
 # What an I/O thread may need for its last steps when its deadline has come.
 _JOIN_SECONDS = 1.0
-# Conversations whose last text is kept.
-_MAX_TEXTS = 1000
-
-Effect = Callable[[], object]
 
 
 class Session:
@@ -66,9 +55,9 @@ class Session:
     def __init__(self, settings: Settings, callbacks: Callbacks, clock: Clock) -> None:
         self.settings = settings
         self.clock = clock
-        self._callbacks = callbacks
-        self._lock = threading.Lock()  # guards all below
-        self._effects: list[Effect] = []
+        self._lock = EffectLock()  # guards all below
+        self._telling = Telling(callbacks, self._lock)
+        self._conversations = Conversations(settings.impersonate_user_id)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
@@ -76,37 +65,8 @@ class Session:
         self._opening = Outcome()
         self._draining: deque[Connection] = deque()
         self._numbers = 0
-        self._records: dict[str, Record] = {}
-        self._texts: OrderedDict[int, Record] = OrderedDict()
-        # A tuple, because None stands for "nobody is impersonated", which is an identity too.
-        self._identity: tuple[str | None] | None = None
-        if settings.impersonate_user_id is not None:
-            self._identity = (settings.impersonate_user_id,)
-        self._dispatcher: Dispatcher | None = None
-        # What `on_event` was told last about the connection. The successor of a cancelled one
-        # is not told: to the user nothing happened.
-        self._told: Literal["nothing", "connected", "lost"] = "nothing"
-        self._context = contextvars.copy_context()
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock; then do what was collected meanwhile, in order, without it."""
-        effects: list[Effect] = []
-        try:
-            with self._lock:
-                try:
-                    yield
-                finally:
-                    effects, self._effects = self._effects, []
-        finally:
-            for effect in effects:
-                effect()
-
-    def _then(self, effect: Effect) -> None:
-        assert self._lock.locked()  # noqa: S101 - its order is the lock's order
-        self._effects.append(effect)
-
-    # -- state ------------------------------------------------------------------------------
+    # -- what it knows ----------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -114,27 +74,26 @@ class Session:
         return self._state
 
     @property
-    def callback_errors(self) -> int:
-        """How many callbacks have raised since the last `connect`."""
-        dispatcher = self._dispatcher
-        return 0 if dispatcher is None else dispatcher.errors
-
-    @property
     def inside_callback(self) -> bool:
         """Whether the caller runs inside a callback."""
-        dispatcher = self._dispatcher
+        dispatcher = self._telling.dispatcher
         return dispatcher is not None and dispatcher.inside
 
     def record(self, conversation_id: str) -> Record | None:
         """Return a conversation that was started by this client."""
         with self._lock:
-            return self._records.get(conversation_id)
+            return self._conversations.get(conversation_id)
+
+    def unfinished(self) -> list[Entry]:
+        """Return all that was asked and is not answered."""
+        with self._lock:
+            return self._unfinished()
 
     # -- calls ------------------------------------------------------------------------------
 
     def connect(self, seconds: float | None) -> None:
         """Open a connection, or wait for the one being opened; raise if there is none in time."""
-        with self._locked():
+        with self._lock:
             if self._state == "connected":
                 return
             if self._current is None:
@@ -148,142 +107,102 @@ class Session:
 
     def submit(self, entry: Entry) -> None:
         """Put a call into the queue, and on the wire if that is free."""
-        with self._locked():
+        with self._lock:
             self._enqueue(entry)
 
     def submit_turn(self, entry: Entry, if_busy: Literal["queue", "cancel", "raise"]) -> None:
-        """The same for a message, minding the conversation's unfinished turns."""
-        with self._locked():
-            if if_busy != "queue":
-                busy = self._unfinished(entry.record)
-                if busy and if_busy == "raise":
-                    raise LocalProtocolError(
-                        "the conversation has an unfinished turn; wait for it, or pass "
-                        'if_busy="queue" or "cancel"'
-                    )
-                if busy and busy[0] is self._on_wire:
-                    self._end(busy[0], TurnCancelledError("the turn was cancelled"))
+        """Put a message into the queue, minding the conversation's unfinished turns."""
+        with self._lock:
+            busy = [] if if_busy == "queue" else self._turns(entry.record)
+            if busy and if_busy == "raise":
+                raise LocalProtocolError(
+                    "the conversation has an unfinished turn; wait for it, or pass "
+                    'if_busy="queue" or "cancel"'
+                )
+            if busy and busy[0] is self._on_wire:
+                self._cancel(busy[0])
             self._enqueue(entry)
 
     def claim_identity(self, impersonate_user_id: str | None) -> None:
-        """Fix whom the client acts as, or raise `IdentityConflictError` (promise 7)."""
-        wanted = impersonate_user_id or self.settings.impersonate_user_id
+        """Fix whom the client acts as, or raise `IdentityConflictError`."""
         with self._lock:
-            if self._identity is None:
-                self._identity = (wanted,)
-            if self._identity != (wanted,):
-                raise IdentityConflictError(
-                    "impersonate_user_id: this client already acts as "
-                    f"{'another user' if self._identity[0] else 'its own user'}; "
-                    "make a client for each user"
-                )
+            self._conversations.claim(impersonate_user_id)
 
     def cancel(self, record: Record) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else nothing."""
-        with self._locked():
-            for entry in self._unfinished(record)[:1]:
-                self._end(entry, TurnCancelledError("the turn was cancelled"))
+        with self._lock:
+            for entry in self._turns(record)[:1]:
+                self._cancel(entry)
 
-    def end(self, entry: Entry, error: FluxbaseChatError, *, tell: bool = False) -> None:
-        """End an entry for its caller: with `tell`, callbacks hear of it as a failure."""
-        with self._locked():
-            self._end(entry, error, tell=tell)
+    def cancel_entry(self, entry: Entry) -> None:
+        """Cancel one call."""
+        with self._lock:
+            self._cancel(entry)
 
     def give_up(self, entry: Entry) -> None:
-        """Stop waiting for a start: its late answer reaches nobody else."""
-        with self._locked():
-            if not entry.ended:
-                opened = self._state == "connected"
-                self._end(
-                    entry,
-                    ChatTimeoutError("the conversation was not started in time", phase="start")
-                    if opened
-                    else ConnectTimeoutError("the conversation was not started: no connection"),
-                    tell=True,
-                )
-
-    def unfinished(self) -> list[Entry]:
-        """Return all that was asked and is not answered."""
+        """End a call whose own time is up; what comes late for it reaches nobody else."""
         with self._lock:
-            return [*([self._on_wire] if self._on_wire else []), *self._queue]
+            error: FluxbaseChatError
+            if entry.sent and entry.answer is not None:
+                error = ChatTimeoutError("the answer was not whole in time", phase="turn")
+            elif self._state == "connected":
+                error = ChatTimeoutError("the conversation was not started in time", phase="start")
+            else:
+                error = ConnectTimeoutError("there was no connection in time")
+            self._end(entry, error)
+
+    def use_token(self, token: Any) -> None:
+        """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
+        self.settings = attrs.evolve(self.settings, token=token)
 
     def wait_for_callbacks(self, deadline: Deadline) -> bool:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
-        dispatcher = self._dispatcher
+        dispatcher = self._telling.dispatcher
         return dispatcher is None or dispatcher.inside or dispatcher.wait_idle(deadline)
-
-    def use_token(self, token: object) -> None:
-        """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
-        self.settings = attrs.evolve(self.settings, token=token)  # type: ignore[arg-type]
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
         deadline = Deadline(seconds, self.clock)
-        with self._locked():
+        with self._lock:
             self._state = "disconnected"
             error = NotConnectedError("the client was disconnected")
-            entries = [*([self._on_wire] if self._on_wire else []), *self._queue]
+            entries = self._unfinished()
             self._queue.clear()
             self._on_wire = None
             current, self._current = self._current, None
             connections = [*([current] if current else []), *self._draining]
             self._draining.clear()
-            dispatcher = self._dispatcher
             # Before the waits end: what they wake must find the connection closing.
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
             opening = self._opening
-            self._then(lambda: opening.fail(error))
+            self._lock.then(lambda: opening.fail(error))
             for entry in entries:
-                self._resolve(entry, error, tell=False)
-            self._tell_loss(error)
-            self._told = "nothing"
-            self._dispatcher = None
+                self._conversations.release(entry)
+                self._telling.fail(entry, error)
+            end_callbacks = self._telling.end(error)
         for connection in connections:
             left = deadline.remaining()
             # Its thread waits for nothing but the same deadline, and then ends by itself.
             connection.join(None if left is None else left + _JOIN_SECONDS)
-        if dispatcher is not None:
-            dispatcher.stop(deadline)
+        end_callbacks(deadline)
 
-    # -- under the lock ---------------------------------------------------------------------
+    # -- under the lock: the queue ----------------------------------------------------------
+
+    def _unfinished(self) -> list[Entry]:
+        return [*([self._on_wire] if self._on_wire else []), *self._queue]
+
+    def _turns(self, record: Record) -> list[Entry]:
+        """Return a conversation's turns: the one on the wire, then the queued ones in order."""
+        return [e for e in self._unfinished() if e.record is record and e.answer is not None]
 
     def _enqueue(self, entry: Entry) -> None:
         if self._state == "disconnected":
             raise NotConnectedError(
                 "the client was disconnected", sent=False, hint="connect() opens it again"
             )
-        if self._identity is None:
-            self._identity = (self.settings.impersonate_user_id,)
         self._queue.append(entry)
         self._advance()
-
-    def _unfinished(self, record: Record) -> list[Entry]:
-        """The conversation's turns: the one on the wire, then the queued ones in order."""
-        entries = [*([self._on_wire] if self._on_wire else []), *self._queue]
-        return [e for e in entries if e.record is record and e.answer is not None]
-
-    def _open(self, seconds: float | None) -> None:
-        self._numbers += 1
-        if self._state in {"new", "disconnected"}:
-            self._context = contextvars.copy_context()
-        self._state = "connecting" if self._told == "nothing" else "reconnecting"
-        self._opening = Outcome()
-        connection = Connection(
-            self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
-        )
-        self._current = connection
-        if self._dispatcher is None:
-            self._dispatcher = Dispatcher(self._callbacks, self._numbers)
-        dispatcher = self._dispatcher
-        self._then(lambda: self._start(connection, dispatcher))
-
-    def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
-        try:
-            dispatcher.start()
-            connection.start()
-        except FluxbaseChatError as error:
-            self.open_failed(connection, error)
 
     def _advance(self) -> None:
         """Put the queue's head on the wire if that is free; open a connection if there is none."""
@@ -294,21 +213,24 @@ class Session:
 
     def _write(self, entry: Entry, connection: Connection) -> None:
         """Write what the entry needs next."""
-        record = entry.record
-        identity = self._identity[0] if self._identity else None
+        record, answer = entry.record, entry.answer
         request: Request
+        if answer is None and entry.resume is None and record.id is not None:
+            # Another thread's call has started the same conversation meanwhile.
+            self._resolve_start(entry, record.id)
+            return
         if (
-            entry.answer is None
+            answer is None
             or record.id is None
             or connection.needs_start(record.id, record.chatbot, record.namespace)
         ):
-            request = entry.start(identity)
+            request = entry.start(self._conversations.identity)
         else:
             request = entry.message()
         try:
             written = connection.send(request)
         except FluxbaseChatError as error:
-            self._resolve(entry, error, tell=True)
+            self._fail(entry, error)
             return
         if not written:
             # It has just ended, and is about to say so: what was not written goes on after it.
@@ -316,143 +238,108 @@ class Session:
             return
         entry.request = request
         self._on_wire = entry
-        if entry.answer is not None and isinstance(request, Message):
-            entry.answer.sent(request.conversation_id)
-            record.answer = entry.answer
+        if answer is not None and isinstance(request, Message):
+            answer.sent(request.conversation_id)
+            record.answer = answer
 
-    def _tell_loss(self, error: FluxbaseChatError) -> None:
-        if self._told == "connected":
-            self._told = "lost"
-            self._post([events.Disconnected(reason=str(error))])
+    def _cancel(self, entry: Entry) -> None:
+        if not entry.ended:
+            self._take_off(entry)
+            self._conversations.release(entry)
+            self._telling.fail(entry, TurnCancelledError("the turn was cancelled"))
+            self._advance()
 
-    def _end(self, entry: Entry, error: FluxbaseChatError, *, tell: bool = False) -> None:
-        """End an entry wherever it is. What it leaves on the wire surfaces nowhere."""
-        if entry.ended:
-            return
+    def _end(self, entry: Entry, error: FluxbaseChatError) -> None:
+        """End an entry as a cancel does, for a reason that the client found."""
+        if not entry.ended:
+            self._take_off(entry)
+            self._fail(entry, error)
+            self._advance()
+
+    def _fail(self, entry: Entry, error: FluxbaseChatError) -> None:
+        self._conversations.release(entry)
+        self._telling.fail_found(entry, error)
+
+    def _take_off(self, entry: Entry) -> None:
+        """Take an entry from the queue or the wire; what it leaves there surfaces nowhere."""
         if entry in self._queue:
             self._queue.remove(entry)
         elif entry is self._on_wire and self._current is not None:
             self._on_wire = None
-            if isinstance(entry.request, Message):
-                if self._current.cancel(entry.request):
-                    self._drain()
-            elif entry.request is not None:
-                # Its answer is still to come, and frees the wire then.
-                entry.request.silenced = True
-        self._resolve(entry, error, tell=tell)
-        self._advance()
+            if not isinstance(entry.request, Message):
+                assert entry.request is not None  # noqa: S101 - it is on the wire
+                entry.request.silenced = True  # its answer frees the wire
+            elif self._current.cancel(entry.request):
+                self._draining.append(self._current)
+                if len(self._draining) > _MAX_DRAINING:
+                    self._draining.popleft().close()
+                self._open(self.settings.timeouts.connect)
 
-    def _drain(self) -> None:
-        """Leave the connection to end by itself, and go on over a new one."""
-        assert self._current is not None  # noqa: S101 - its turn was just cancelled
-        self._draining.append(self._current)
-        self._current = None
-        if len(self._draining) > _MAX_DRAINING:
-            self._draining.popleft().close()
-        self._open(self.settings.timeouts.connect)
+    def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
+        outcome = entry.outcome
+        assert outcome is not None  # noqa: S101 - a start has one
+        self._lock.then(lambda: outcome.resolve(conversation_id))
 
-    def _resolve(
-        self,
-        entry: Entry,
-        error: FluxbaseChatError,
-        *,
-        tell: bool,
-        items: Sequence[Item | Failure] = (),
-    ) -> None:
-        """Fail an entry: `tell` callbacks that the client found it, or `items` that came."""
-        error = fresh(error)
-        error.sent = entry.sent
-        if isinstance(error, ConnectionLostError):
-            error.retryable = not error.sent
-        record, answer, outcome = entry.record, entry.answer, entry.outcome
-        if tell:
-            items = [*items, Failure(error, _code(error), record.id or "")]
+    # -- under the lock: the connection -----------------------------------------------------
 
-        told = bool(items) and self._callbacks.on_error is not None
+    def _open(self, seconds: float | None) -> None:
+        """Open a connection in place of the current one."""
+        self._numbers += 1
+        self._state = "reconnecting" if self._telling.connected_before else "connecting"
+        self._opening = Outcome()
+        self._current = connection = Connection(
+            self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
+        )
+        dispatcher = self._telling.begin()
+        self._lock.then(lambda: self._start(connection, dispatcher))
 
-        def resolve() -> None:
-            if outcome is not None:
-                outcome.fail(error)
-            elif answer is not None:
-                answer.fail(error, told=told)
+    def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
+        """Start the threads; the lock is not held."""
+        try:
+            dispatcher.start()
+            connection.start()
+        except FluxbaseChatError as error:
+            self.open_failed(connection, error)
 
-        self._then(resolve)
-        self._release(entry)
-        self._post(items, entry, last=True)
-
-    def _release(self, entry: Entry) -> None:
-        """The entry has ended: its record keeps the text, not the answer."""
-        record, answer = entry.record, entry.answer
-        if answer is not None and record.answer is answer:
-            record.text = answer.current_text()
-            record.answer = None
-            self._texts[id(record)] = record
-            self._texts.move_to_end(id(record))
-            if len(self._texts) > _MAX_TEXTS:
-                self._texts.popitem(last=False)[1].text = ""
-
-    def _post(
-        self,
-        items: Sequence[Item | Failure],
-        entry: Entry | None = None,
-        *,
-        last: bool = False,
-    ) -> None:
-        """Have callbacks told, once the lock is released."""
-        dispatcher = self._dispatcher
-        context = entry.context if entry is not None else self._context
-        answer = entry.answer if entry is not None else None
-        if dispatcher is not None and self._callbacks.any:
-            post = Post(context, items, answer, last)
-            self._then(lambda: dispatcher.post(post))
-        elif last and answer is not None:
-            self._then(answer.callbacks_run.set)
-
-    # -- Sink: the I/O threads ---------------------------------------------------------------
+    # -- Sink: the I/O threads --------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
         """Go on with the queue."""
-        with self._locked():
-            if connection is not self._current:
-                return
-            self._state = "connected"
-            opening = self._opening
-            self._then(opening.resolve)
-            if self._told != "connected":
-                first = self._told == "nothing"
-                self._post([events.Connected() if first else events.Reconnected()])
-                self._told = "connected"
-            self._advance()
+        with self._lock:
+            if connection is self._current:
+                self._state = "connected"
+                opening = self._opening
+                self._lock.then(opening.resolve)
+                self._telling.opened()
+                self._advance()
 
     def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
         """Fail all that waits for the connection; none of it was sent."""
-        with self._locked():
-            if connection is not self._current:
-                return
-            self._current = None
-            self._state = "lost"
-            self._tell_loss(error)
-            opening = self._opening
-            self._then(lambda: opening.fail(error))
-            while self._queue:
-                self._resolve(self._queue.popleft(), error, tell=True)
+        with self._lock:
+            if connection is self._current:
+                self._current = None
+                self._state = "lost"
+                self._telling.lost(error)
+                opening = self._opening
+                self._lock.then(lambda: opening.fail(error))
+                while self._queue:
+                    self._fail(self._queue.popleft(), error)
 
-    def ended(self, connection: Connection, error: FluxbaseChatError, lost: list[Request]) -> None:
+    def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
         """Fail what was on the wire; what was not goes over the next connection."""
-        del lost  # the entry on the wire says it
-        with self._locked():
+        with self._lock:
             if connection in self._draining:
                 self._draining.remove(connection)
             if connection is not self._current:
                 return
             self._current = None
             self._state = "lost"
+            self._telling.lost(error)
             entry, self._on_wire = self._on_wire, None
-            self._tell_loss(error)
             if entry is not None:
                 entry.restarts += 1
                 if entry.sent or entry.restarts > self.settings.reconnect_attempts:
-                    self._resolve(entry, error, tell=True)
+                    self._fail(entry, error)
                 else:
                     entry.request = None
                     self._queue.appendleft(entry)
@@ -461,50 +348,43 @@ class Session:
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
         entry: Entry = request.owner
-        with self._locked():
+        with self._lock:
             if connection is not self._current:
                 return
-            if isinstance(request, Start):
-                # A server that does not answer a start in time answers nothing behind it either.
-                self._current = None
-                self._on_wire = None
-                connection.close()
-                if not request.silenced:
-                    error = ChatTimeoutError(
-                        f"the server did not start the conversation within {request.limit:g} s",
-                        phase="start",
-                    )
-                    self._resolve(entry, error, tell=True)
-                self._open(self.settings.timeouts.connect)
-            elif phase == "idle":
-                self._end(
-                    entry,
-                    ChatTimeoutError(f"nothing came for {request.idle:g} s", phase="idle"),
-                    tell=True,
-                )
-            else:
-                self._end(
-                    entry,
-                    ChatTimeoutError(
+            if isinstance(request, Message):
+                if phase == "idle":
+                    late = ChatTimeoutError(f"nothing came for {request.idle:g} s", phase="idle")
+                else:
+                    late = ChatTimeoutError(
                         f"the answer was not whole after {request.limit:g} s", phase="turn"
-                    ),
-                    tell=True,
+                    )
+                self._end(entry, late)
+                return
+            # A server that does not answer a start answers nothing behind it either.
+            self._on_wire = None
+            connection.close()
+            if not request.silenced:
+                late = ChatTimeoutError(
+                    f"the server did not start the conversation within {request.limit:g} s",
+                    phase="start",
                 )
+                self._fail(entry, late)
+            self._open(self.settings.timeouts.connect)
 
     def delivered(self, connection: Connection, deliveries: list[Delivery], size: int) -> None:
         """Hand on what arrived to those it is for."""
         if connection is not self._current:
             return  # a cancelled turn's connection: nothing of it surfaces
-        turn: list[Item] = []
         entry: Entry | None = None
+        turn: list[Item] = []
         for delivery in deliveries:
             request, item = delivery.request, delivery.item
             if request is None:
                 if not isinstance(item, Malformed):
-                    with self._locked():
-                        self._post([item])
+                    with self._lock:
+                        self._telling.post([item])
             elif request.silenced:
-                with self._locked():
+                with self._lock:
                     self._advance()
             elif isinstance(request, Start):
                 self._answered(connection, request.owner, item)
@@ -520,96 +400,59 @@ class Session:
 
     def _feed(self, entry: Entry, items: list[Item], size: int) -> None:
         answer = entry.answer
-        assert answer is not None  # noqa: S101 - a message has one
+        assert answer is not None  # noqa: S101 - a turn has one
         if not items or not answer.feed(items, size):
             return
-        with self._locked():
-            self._post(items, entry)
-            if answer.size > self.settings.limits.turn_bytes:
-                limit = self.settings.limits.turn_bytes
-                self._end(
-                    entry,
-                    RemoteProtocolError(f"the answer is larger than {limit:,} bytes"),
-                    tell=True,
-                )
+        with self._lock:
+            self._telling.post(items, entry)
+            limit = self.settings.limits.turn_bytes
+            if answer.size > limit:
+                self._end(entry, RemoteProtocolError(f"the answer is larger than {limit:,} bytes"))
 
     def _finish(self, entry: Entry, item: Item) -> None:
-        """A turn has ended on the wire: the next goes on it, then its waiters hear."""
-        answer = entry.answer
-        assert answer is not None  # noqa: S101 - a message has one
-        with self._locked():
+        """Put the next on the wire after a turn has ended there; then its waiters hear."""
+        with self._lock:
             if entry.ended or entry is not self._on_wire:
                 return
             self._on_wire = None
             if isinstance(item, events.Done):
-                answer.feed([item], 0)
-                self._release(entry)
-                self._then(lambda: answer.finish(item))
-                self._post([item], entry, last=True)
-            elif isinstance(item, (events.ErrorEvent, Malformed)):
-                malformed = isinstance(item, Malformed)
-                self._resolve(
-                    entry, error_of(item), tell=malformed, items=[] if malformed else [item]
-                )
+                assert entry.answer is not None  # noqa: S101 - a turn has one
+                entry.answer.feed([item], 0)
+                self._conversations.release(entry)
+                self._telling.finish(entry, item)
+            elif isinstance(item, Malformed):
+                self._fail(entry, error_of(item))
+            elif isinstance(item, events.ErrorEvent):
+                self._conversations.release(entry)
+                self._telling.fail(entry, error_of(item), [item])
             else:
+                self._conversations.release(entry)
                 error = TurnCancelledError("the server cancelled the turn")
-                self._resolve(entry, error, tell=False, items=[item])
+                self._telling.fail(entry, error, [item])
             self._advance()
 
     def _answered(self, connection: Connection, entry: Entry, item: Item) -> None:
-        """A start was answered: it ends a start, and a message follows it."""
-        with self._locked():
+        """Take the answer to a start: it ends a start, and a message follows it."""
+        with self._lock:
             if entry is not self._on_wire:
                 return
             self._on_wire = None
             if isinstance(item, events.ChatStarted):
-                self._post([item], entry)
-                self._started(connection, entry, item.conversation_id)
-            elif isinstance(item, (events.ErrorEvent, Malformed)):
-                malformed = isinstance(item, Malformed)
-                self._resolve(
-                    entry, error_of(item), tell=malformed, items=[] if malformed else [item]
-                )
-                self._forget_identity()
+                self._telling.post([item], entry)
+                try:
+                    self._conversations.started(entry, item.conversation_id)
+                except FluxbaseChatError as error:
+                    self._fail(entry, error)
+                else:
+                    if entry.answer is None:
+                        self._resolve_start(entry, item.conversation_id)
+                    else:
+                        self._write(entry, connection)
+            else:
+                if isinstance(item, events.ErrorEvent):
+                    self._telling.fail(entry, error_of(item), [item])
+                elif isinstance(item, Malformed):
+                    self._fail(entry, error_of(item))
+                if not self._queue:
+                    self._conversations.start_failed()
             self._advance()
-
-    def _started(self, connection: Connection, entry: Entry, received: str) -> None:
-        record = entry.record
-        requested = entry.resume if entry.outcome is not None else record.id
-        moved = requested is not None and requested != received
-        if moved and record.on_lost == "raise":
-            # The new conversation is there and usable; the old one stays as it is (PROTOCOL 4.3).
-            other = Record(chatbot=record.chatbot, namespace=record.namespace, id=received)
-            self._records[received] = other
-            error = ConversationNotResumedError(
-                "the server has lost the conversation and opened another",
-                requested=requested or "",
-                received=received,
-                hint="the new one is usable under its own id",
-            )
-            self._resolve(entry, error, tell=True)
-            return
-        if entry.outcome is None:
-            if moved:
-                self._records.pop(requested or "", None)
-            record.id = received
-            self._records[received] = record
-            self._write(entry, connection)
-            return
-        # A known one may have been started again under another chatbot.
-        known = self._records.setdefault(received, record)
-        known.id, known.chatbot, known.namespace = received, record.chatbot, record.namespace
-        outcome = entry.outcome
-        self._then(lambda: outcome.resolve(received))
-
-    def _forget_identity(self) -> None:
-        """A first start that failed has fixed no identity."""
-        if self.settings.impersonate_user_id is None and not self._records and not self._queue:
-            self._identity = None
-
-
-def _code(error: FluxbaseChatError) -> str:
-    """The codes that `on_error` gets for what the client found."""
-    if isinstance(error, TimeoutError):
-        return "TIMEOUT"
-    return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"

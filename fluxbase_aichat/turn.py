@@ -23,9 +23,7 @@ from .errors import (
     ChatTimeoutError,
     ConfigurationError,
     ConnectionLostError,
-    ConnectTimeoutError,
     FluxbaseChatError,
-    TurnCancelledError,
 )
 from .results import QueryResult, Reply, ToolOutput, Usage
 
@@ -134,15 +132,7 @@ class Turn:
         """Return the whole answer; at the deadline end the turn, as a cancel does."""
         with self._cancelling_on_interrupt():
             if not self._answer.ended.wait(deadline.remaining()):
-                sent = self._entry.sent
-                late: FluxbaseChatError
-                if sent or self._session.state == "connected":
-                    late = ChatTimeoutError(
-                        "the answer was not whole in time", phase="turn" if sent else "start"
-                    )
-                else:
-                    late = ConnectTimeoutError("the question was not sent: no connection in time")
-                self._session.end(self._entry, late, tell=True)
+                self._session.give_up(self._entry)
         return self.result()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -221,7 +211,7 @@ class Turn:
         It does not stop the model: its answer may still appear in the stored history, behind a
         newer one. Nothing happens when the turn has ended.
         """
-        self._session.end(self._entry, TurnCancelledError("the turn was cancelled"))
+        self._session.cancel_entry(self._entry)
 
     def __enter__(self) -> Self:
         return self
@@ -342,7 +332,7 @@ def start(
         if not outcome.wait(seconds):
             session.give_up(entry)
     except KeyboardInterrupt:
-        session.end(entry, TurnCancelledError("the call was interrupted"))
+        session.cancel_entry(entry)
         raise
     return outcome.get()
 

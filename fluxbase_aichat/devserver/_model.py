@@ -56,6 +56,15 @@ def _best(noun: str, what: str) -> Callable[[Rows], str]:
 _USERS: Final = "FROM shop.users u JOIN shop.orders o ON o.user_id = u.id GROUP BY u.id, u.name"
 
 _RULES: Final = (
+    # The database cannot answer this one: a demo of a failed query.
+    _rule(
+        "refunds",
+        r"\b(refunds?|refunded|returns?|returned)\b",
+        "How many orders were refunded?",
+        "Let me see.",
+        "SELECT count(refunded_at) AS refunds FROM shop.orders",
+        prose=lambda _: "There are none.",
+    ),
     _rule(
         "users by revenue",
         r"(?=.*\b(users?|customers?)\b)(?=.*\b(revenue|spen[dt]|turnover|sales)\b)",
@@ -150,14 +159,6 @@ _RULES: Final = (
         prose=lambda rows: (
             f"There are **{rows[0]['orders']}** orders over {_text(rows[0]['revenue'])} in all."
         ),
-    ),
-    _rule(
-        "refunds",
-        r"\b(refunds?|refunded|returns?|returned)\b",
-        "How many orders were refunded?",
-        "Let me see.",
-        "SELECT count(refunded_at) AS refunds FROM shop.orders",
-        prose=lambda _: "There are none.",
     ),
 )
 

@@ -73,6 +73,7 @@ class DevServer:
         self._listener: Listener | None = None
         self._acceptor: threading.Thread | None = None
         self._wake: socket.socket | None = None
+        self._held: socket.socket | None = None
         self._owns_store = store is None
         self.faults = Faults(self._faults_changed)
         self._runtime = Runtime(
@@ -152,6 +153,7 @@ class DevServer:
             self.kill()
             if not self._closed:
                 self._closed = True
+                self._let_go()
                 self._runtime.database.close()
                 if self._owns_store:
                     self._runtime.store.close()
@@ -239,6 +241,7 @@ class DevServer:
             self._stop_listening(self._listener)
 
     def _listen(self) -> None:
+        self._let_go()
         self._listener = self._listen_on((self._host, self._port), self._runtime)
         self._port = int(self._listener.server_address[1])
         self._wake, wake = socket.socketpair()
@@ -253,6 +256,15 @@ class DevServer:
             self._acceptor.join(_JOIN)
         listener.server_close()
         self._listener = self._acceptor = self._wake = None
+        # Bound, not listening: it refuses connections, and no other process takes the port.
+        self._held = socket.socket(listener.address_family)
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind((self._host, self._port))
+
+    def _let_go(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
 
 def _accept(listener: Listener, wake: socket.socket) -> None:

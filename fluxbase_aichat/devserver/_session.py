@@ -141,5 +141,6 @@ def parse(text: str) -> dict[str, str] | None:
     frame = {} if frame is None else frame  # so does Go
     if not isinstance(frame, dict):
         return None
-    fields = {name: frame.get(name) or "" for name in _FIELDS}
+    given = {name: frame.get(name) for name in _FIELDS}
+    fields = {name: "" if value is None else value for name, value in given.items()}
     return fields if all(isinstance(value, str) for value in fields.values()) else None

@@ -26,6 +26,7 @@ _STEPS: Final = 20_000_000
 _EXACT: Final = 1e9
 _NOISE: Final = 1e-6
 """What adding floats leaves behind the second digit of sums below `_EXACT`."""
+_REJECTED: Final = "Query was rejected due to security validation"
 _READS: Final = frozenset(
     {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 )
@@ -115,11 +116,12 @@ class Database:
             except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
                 if _RUN_TIME_ERROR.search(str(error)):
                     return QueryResult(sql, "failed", "Query failed to execute")
-                rejected = "Query was rejected due to security validation"
-                return QueryResult(sql, "rejected", rejected)
+                return QueryResult(sql, "rejected", _REJECTED)
             finally:
                 self._shop.set_authorizer(None)
                 self._shop.set_progress_handler(None, 0)
+        if not columns:  # no statement at all
+            return QueryResult(sql, "rejected", _REJECTED)
         accessed = f"Tables accessed: {_go(tables)}"
         if not found:
             reason = "no data matches your query criteria"

@@ -66,9 +66,9 @@ class Store:
         with self._lock:
             self._db.execute(sql, values)
 
-    def _read(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+    def _read(self, sql: str, *values: Any, **named: Any) -> list[sqlite3.Row]:
         with self._lock:
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, named or values).fetchall()
 
     def add_conversation(self, id: str, chatbot: str, namespace: str, user_id: str | None) -> None:  # noqa: A002 - the wire's name
         """Store a conversation without messages."""
@@ -123,14 +123,14 @@ class Store:
     ) -> dict[str, Any]:
         """Return one page of a user's conversations (`None`: of everybody's), newest first."""
         where = (
-            "from conversations where coalesce(?1, user_id, '') = coalesce(user_id, '') "
-            "and coalesce(?2, chatbot) = chatbot and coalesce(?3, namespace) = namespace "
+            "from conversations where coalesce(:user_id, user_id, '') = coalesce(user_id, '') "
+            "and coalesce(:chatbot, chatbot) = chatbot "
+            "and coalesce(:namespace, namespace) = namespace "
         )
-        total = self._read("select count(*) " + where, user_id, chatbot, namespace)[0][0]
-        rows = self._read(
-            f"select {_COLUMNS} {where} order by updated_at desc, number desc limit ?4 offset ?5",
-            *(user_id, chatbot, namespace, limit, offset),
-        )
+        named = {"user_id": user_id, "chatbot": chatbot, "namespace": namespace}
+        total = self._read("select count(*) " + where, **named)[0][0]
+        page = "order by updated_at desc, number desc limit :limit offset :offset"
+        rows = self._read(f"select {_COLUMNS} {where} {page}", limit=limit, offset=offset, **named)
         found = [self._summary(row) for row in rows]
         return {"conversations": found, "total": total, "has_more": offset + len(found) < total}
 

@@ -1,0 +1,158 @@
+"""Who is told what, and when: waiters at once, callbacks in their turn, none under a lock.
+
+What is decided while a session's lock is held takes effect when it is released, in the same
+order: waking waiters, starting threads, posting to the callback thread.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Literal
+
+from . import events
+from ._answer import fresh
+from ._deadline import Deadline
+from ._dispatch import Callbacks, Dispatcher, Failure, Post
+from ._entry import Entry
+from ._wire import Item
+from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
+
+__all__ = ["EffectLock", "Telling"]
+
+Effect = Callable[[], object]
+
+
+class EffectLock:
+    """A lock, and what to do when it is released: `with lock:` … `lock.then(effect)`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._effects: list[Effect] = []
+
+    def then(self, effect: Effect) -> None:
+        """Do this once the lock is released; the lock must be held."""
+        assert self._lock.locked()  # noqa: S101 - the effects have the lock's order
+        self._effects.append(effect)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        effects, self._effects = self._effects, []
+        self._lock.release()
+        for effect in effects:
+            effect()
+
+
+class Telling:
+    """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
+
+    def __init__(self, callbacks: Callbacks, lock: EffectLock) -> None:
+        self._callbacks = callbacks
+        self._lock = lock
+        self._numbers = 0
+        # What `on_event` was told last about the connection. The successor of a cancelled one
+        # is not told: to the user nothing happened.
+        self._told: Literal["nothing", "connected", "lost"] = "nothing"
+        self._context = contextvars.copy_context()
+        self.dispatcher: Dispatcher | None = None
+
+    # -- the callback thread ----------------------------------------------------------------
+
+    def begin(self) -> Dispatcher:
+        """Return the callback thread, a new one after `end`; the caller starts it."""
+        if self.dispatcher is None:
+            self._numbers += 1
+            self._context = contextvars.copy_context()
+            self.dispatcher = Dispatcher(self._callbacks, self._numbers)
+        return self.dispatcher
+
+    def end(self, error: FluxbaseChatError) -> Callable[[Deadline], None]:
+        """Tell the connection's end; return what ends the callback thread without the lock."""
+        self.lost(error)
+        self._told = "nothing"
+        dispatcher, self.dispatcher = self.dispatcher, None
+        return dispatcher.stop if dispatcher is not None else lambda _: None
+
+    # -- the connection ---------------------------------------------------------------------
+
+    @property
+    def connected_before(self) -> bool:
+        """Whether a connection was open since the client was connected or made."""
+        return self._told != "nothing"
+
+    def opened(self) -> None:
+        """Tell that there is a connection, unless there was one all the time for the user."""
+        if self._told != "connected":
+            self.post([events.Reconnected() if self.connected_before else events.Connected()])
+            self._told = "connected"
+
+    def lost(self, error: FluxbaseChatError) -> None:
+        """Tell that there is no connection any more, once."""
+        if self._told == "connected":
+            self._told = "lost"
+            self.post([events.Disconnected(reason=str(error))])
+
+    # -- requests ---------------------------------------------------------------------------
+
+    def post(
+        self, items: Sequence[Item | Failure], entry: Entry | None = None, *, last: bool = False
+    ) -> None:
+        """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
+        dispatcher = self.dispatcher
+        context = entry.context if entry is not None else self._context
+        answer = entry.answer if entry is not None else None
+        if dispatcher is not None and self._callbacks.any:
+            post = Post(context, items, answer, last)
+            self._lock.then(lambda: dispatcher.post(post))
+        elif last and answer is not None:
+            self._lock.then(answer.callbacks_run.set)
+
+    def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
+        """End an entry with an error that the server sent as `items`, or that its caller made."""
+        self._fail(entry, error, items)
+
+    def fail_found(self, entry: Entry, error: FluxbaseChatError) -> None:
+        """End an entry with an error that the client found; `on_error` hears of it."""
+        self._fail(entry, error, [Failure(error, _code(error), entry.record.id or "")])
+
+    def _fail(
+        self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
+    ) -> None:
+        error = fresh(error)
+        error.sent = entry.sent
+        if isinstance(error, ConnectionLostError):
+            error.retryable = not error.sent
+        told = bool(items) and self._callbacks.on_error is not None
+        outcome, answer = entry.outcome, entry.answer
+
+        def resolve() -> None:
+            if outcome is not None:
+                outcome.fail(error)
+            elif answer is not None:
+                answer.fail(error, told=told)
+
+        self._lock.then(resolve)
+        self.post(items, entry, last=True)
+
+    def finish(self, entry: Entry, done: events.Done) -> None:
+        """End a turn whose answer is whole."""
+        answer = entry.answer
+        assert answer is not None  # noqa: S101 - a turn has one
+        self._lock.then(lambda: answer.finish(done))
+        self.post([done], entry, last=True)
+
+
+def _code(error: FluxbaseChatError) -> str:
+    """Return the code that `on_error` gets for what the client found."""
+    if isinstance(error, TimeoutError):
+        return "TIMEOUT"
+    return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"

@@ -1,0 +1,52 @@
+"""The `fluxbase-aichat` command: its subcommands, and how an error reaches the terminal."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+import click
+
+from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
+
+from ._harmless import harmless
+from .demo import demo
+from .serve import serve
+
+__all__ = ["run"]
+
+_INTERRUPTED = 130  # what shells use for a process that Ctrl-C has ended
+
+
+def _version() -> str:
+    try:
+        return version("fluxbase-aichat")
+    except PackageNotFoundError:
+        return "of a source tree that is not installed"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name="fluxbase-aichat")
+def app() -> None:
+    """Chat with the AI chatbots of a Fluxbase server."""
+
+
+# In the order of --help. A new command is a new module and a line here.
+for _command in (demo, serve):
+    app.add_command(_command)
+
+
+def run() -> int:
+    """Run the command line and return the exit code; every error is a line, not a traceback."""
+    try:
+        code = app.main(prog_name="fluxbase-aichat", standalone_mode=False)
+    except FluxbaseChatError as error:
+        click.echo(f"Error: {harmless(str(error.args[0] if error.args else error))}", err=True)
+        if error.hint:
+            click.echo(f"Hint: {harmless(error.hint)}", err=True)
+        return 2 if isinstance(error, MissingExtraError) else 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    return code if isinstance(code, int) else 0

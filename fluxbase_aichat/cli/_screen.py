@@ -1,0 +1,254 @@
+"""Shows a chat on a terminal, or as plain text where there is none. It asks and decides nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markdown import Markdown
+from rich.spinner import Spinner
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
+
+from ._harmless import harmless
+
+__all__ = ["Screen"]
+
+_ROWS: Final = 20
+"""As many rows of a result are shown."""
+_CELL: Final = 200
+"""As many characters of a value; the width of the terminal cuts further."""
+_TOOLS: Final = frozenset({"querying", "executing"})
+_FRAME: Final = 1 / 15
+"""Seconds between two pictures; words come faster than an eye needs to see them."""
+
+_MIDNIGHT: Final = "T00:00:00Z"
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+# Where a line of SQL is broken for the eye: before a clause, but not inside quotes.
+_CLAUSE: Final = re.compile(
+    r"""('[^']*'|"[^"]*")|\s+(?=(?:FROM|WHERE|GROUP BY|HAVING|ORDER BY|UNION)\b)"""
+)
+_FENCE: Final = ("```", "~~~")
+
+
+class Screen:
+    """Shows questions, and answers while they grow.
+
+    With `live` the last lines of the terminal are drawn again as words come; whatever is complete
+    stands above them for good. Without it only complete paragraphs are printed.
+    """
+
+    def __init__(self, console: Console, *, live: bool) -> None:
+        self._console = console
+        self._live = live
+        # Guards what is drawn, and the drawing, while an answer grows.
+        self._lock = threading.Lock()
+        self._pending = ""
+        self._steps = False  # whether the last line printed is one of the server's steps
+        self._spinner = Spinner("dots", style="cyan")
+
+    def print(self, *renderables: RenderableType) -> None:
+        """Print, each after a blank line."""
+        self._steps = False
+        for renderable in renderables:
+            self._console.print()
+            self._console.print(renderable)
+
+    def question(self, text: str) -> None:
+        """Show what is asked."""
+        self.print(Text(f"{self.prompt}{text}", style="bold cyan"))
+
+    @property
+    def prompt(self) -> str:
+        """What a question begins with."""
+        return "\u276f " if self._console.encoding.startswith("utf") else "> "
+
+    def error(self, error: FluxbaseChatError) -> None:
+        """Show what went wrong, and what to do about it."""
+        message = str(error.args[0]) if error.args else type(error).__name__
+        self.print(Text(f"Error: {harmless(message)}", style="red"))
+        if error.hint:
+            self._console.print(Text(f"Hint: {harmless(error.hint)}", style="yellow"))
+
+    def answer(self, turn: Turn) -> None:
+        """Show an answer from its first event to its last; raise what made it fail."""
+        self._pending = ""
+        with self._drawing():
+            for event in turn:
+                with self._lock:
+                    self._show(event)
+        if not turn.cancelled:
+            self.print(_footer(turn.result()))
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Draw the growing end of the answer; whatever ends it, what has come stays."""
+        if not self._live:
+            try:
+                yield
+            finally:
+                self._flush(len(self._pending))
+            return
+        live = Live(
+            console=self._console,
+            get_renderable=self._growing,
+            auto_refresh=False,  # rich's own thread and a print in another get into each other's way
+            redirect_stdout=False,
+            redirect_stderr=False,
+            transient=True,
+            vertical_overflow="crop",
+        )
+        over = threading.Event()
+
+        def draw() -> None:
+            while not over.wait(_FRAME):
+                with self._lock:
+                    live.refresh()
+
+        artist = threading.Thread(target=draw, name="fluxbase-aichat-screen", daemon=True)
+        with live:
+            artist.start()
+            try:
+                yield
+            finally:
+                over.set()
+                artist.join()
+                self._flush(len(self._pending))
+
+    def _growing(self) -> RenderableType:
+        if not self._pending:
+            return Group("", self._spinner)
+        return Group("", _markdown(self._pending), "", self._spinner)
+
+    def _show(self, event: events.Event) -> None:
+        match event:
+            case events.Content(delta=delta):
+                self._pending += delta
+                if "\n" in delta:
+                    self._flush(_complete(self._pending))
+            case events.Progress(step=step, message=message):
+                self._progress(step, _line(message or step))
+            case events.QueryResultEvent(result=result):
+                self._result(result)
+            case events.ToolResult(output=output):
+                if output.query_result is not None:
+                    self._result(output.query_result)
+                elif output.text:
+                    self._flush(len(self._pending))
+                    self.print(Text(harmless(output.text), style="dim"))
+
+    def _progress(self, step: str, message: str) -> None:
+        """Say what the server does. In a terminal only a tool's step stays to be read."""
+        self._spinner.update(text=Text(message, style="cyan"))
+        if not self._console.is_terminal or step in _TOOLS:
+            self._flush(len(self._pending))
+            if not self._steps:
+                self._console.print()
+            self._console.print(Text(f"[{_line(step)}] {message}", style="cyan dim"))
+            self._steps = True
+
+    def _result(self, result: QueryResult) -> None:
+        self._flush(len(self._pending))
+        if result.query:
+            self.print(_sql(harmless(result.query)))
+        if result.data:
+            self.print(_table(result))
+            if len(result) > _ROWS:
+                self._console.print(Text(f"… and {len(result) - _ROWS:,} more rows", style="dim"))
+        else:
+            style = "dim" if result.status == "empty" else "red"
+            self.print(Text(_line(result.summary) or "No rows.", style=style))
+
+    def _flush(self, end: int) -> None:
+        """Print the first `end` characters of what is pending for good."""
+        text, self._pending = self._pending[:end], self._pending[end:]
+        if text.strip():
+            self.print(_markdown(text))
+
+
+def _complete(text: str) -> int:
+    """Return where the last complete paragraph of some Markdown ends, or 0."""
+    end = position = 0
+    fenced = False
+    for line in text.splitlines(keepends=True):
+        position += len(line)
+        if line.lstrip().startswith(_FENCE):
+            fenced = not fenced
+        elif not fenced and not line.strip() and line.endswith("\n"):
+            end = position
+    return end
+
+
+def _markdown(text: str) -> Markdown:
+    # Justified "default" it has no blanks at the end of a line; links show where they lead.
+    return Markdown(harmless(text), justify="default", hyperlinks=False)
+
+
+def _sql(query: str) -> Text:
+    # Its colours are those of the terminal's own palette, which go with any background.
+    query = _CLAUSE.sub(lambda found: found[1] or "\n", query)
+    sql = Syntax("", "sql", theme="ansi_dark").highlight(query)
+    sql.rstrip()
+    return sql
+
+
+def _table(result: QueryResult) -> Table:
+    """Return the first rows, in the order of the query's columns, cut to the terminal's width."""
+    rows = result[:_ROWS]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    cells = []
+    for name in result.columns:
+        values = [row.get(name) for row in rows]
+        numbers = all(value is None or _is_number(value) for value in values)
+        table.add_column(
+            Text(_line(name)), justify="right" if numbers else "left", no_wrap=True, min_width=3
+        )
+        cells.append(_cells(values))
+    for row in zip(*cells, strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _cells(values: Sequence[Any]) -> list[Text]:
+    """Return a column's values as text, and times as people write them."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, str) and _TIME.fullmatch(value) for value in known):
+        dates = all(value.endswith(_MIDNIGHT) for value in known)
+        length = 10 if dates else 19
+        values = [value and value[:length].replace("T", " ") for value in values]
+    return [
+        Text("null", style="dim") if value is None else Text(_line(str(value)[:_CELL]))
+        for value in values
+    ]
+
+
+def _line(text: str) -> str:
+    return " ".join(harmless(text).split())
+
+
+def _footer(reply: Reply) -> Text:
+    parts = []
+    if reply.usage is not None:
+        usage = reply.usage
+        parts.append(
+            f"{usage.total_tokens:,} tokens "
+            f"({usage.prompt_tokens:,} read, {usage.completion_tokens:,} written)"
+        )
+    if reply.duration is not None:
+        seconds = reply.duration
+        parts.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms")
+    return Text(" · ".join(parts), style="dim")

@@ -1,0 +1,97 @@
+"""`fluxbase-aichat demo`: a chat with a dev server of its own, through the public API alone."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import Final
+
+import click
+from rich.console import Console
+
+from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError
+from fluxbase_aichat.devserver import DevServer
+
+from ._screen import Screen
+
+__all__ = ["QUESTIONS", "converse", "demo"]
+
+QUESTIONS: Final = (
+    "Show me the top 10 users by order count",
+    "And by revenue?",
+    "What was the revenue per month?",
+    "How many orders were refunded?",  # the shop has no such column: a query that fails
+)
+"""What the demo asks by itself."""
+
+_CHATBOT: Final = "sql-assistant"
+_DELAY: Final = 0.03  # seconds between two words; a person sees them come
+
+_INTRODUCTION: Final = (
+    "A chat with [bold]{chatbot}[/bold], a chatbot of a dev server on this machine that answers "
+    "with SQL on a small shop's database. All goes through fluxbase_aichat's public API, over a "
+    "WebSocket."
+)
+_YOUR_TURN: Final = (
+    "Now you: ask something, such as [bold]Which category brings the most revenue?[/bold]\n"
+    "[dim]Ctrl-C cancels an answer; an empty line or Ctrl-D ends the chat.[/dim]"
+)
+
+
+@click.command()
+def demo() -> None:
+    """Hold a chat with a dev server, then let you go on with it.
+
+    It needs no server, no account and no network.
+    """
+    terminal = sys.stdout.isatty()
+    # Not the other way round: rich also takes the word of FORCE_COLOR for a terminal.
+    console = Console(highlight=False, force_terminal=None if terminal else False)
+    live = terminal and not console.is_dumb_terminal
+    with (
+        DevServer(chunk_delay=_DELAY if live else 0.0) as server,
+        # The token is asked for again at every connection, so the chat may last for hours.
+        FluxbaseAIChat(server.ws_url, token=server.token, exact_numbers=True) as chat,
+    ):
+        console.print(_INTRODUCTION.format(chatbot=_CHATBOT))
+        screen = Screen(console, live=live)
+        conversation = chat.conversation(_CHATBOT)
+        if not (terminal and sys.stdin.isatty()):
+            converse(screen, conversation)
+            return
+        with contextlib.suppress(KeyboardInterrupt):  # between two answers: the chat is over
+            for question in QUESTIONS:
+                screen.question(question)
+                _attempt(screen, conversation, question)
+            screen.print(_YOUR_TURN)
+            while question := _ask_user(screen):
+                _attempt(screen, conversation, question)
+
+
+def converse(screen: Screen, conversation: Conversation) -> None:
+    """Ask the demo's questions; the first error ends it."""
+    for question in QUESTIONS:
+        screen.question(question)
+        screen.answer(conversation.send(question))
+
+
+def _attempt(screen: Screen, conversation: Conversation, question: str) -> None:
+    """Ask one question; neither Ctrl-C nor an error is the end of the chat."""
+    try:
+        with conversation.send(question) as turn:  # which cancels it, if it is left early
+            screen.answer(turn)
+    except KeyboardInterrupt:
+        screen.print("[yellow]Cancelled.[/yellow]")
+    except FluxbaseChatError as error:
+        screen.error(error)
+
+
+def _ask_user(screen: Screen) -> str:
+    """Return the user's next question, `""` at the end."""
+    with contextlib.suppress(ImportError):  # a Python without it has no line editing
+        import readline  # noqa: F401, PLC0415 - input() uses it when it is there
+    try:
+        return input(f"\n{screen.prompt}").strip()
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+        return ""
