@@ -106,8 +106,8 @@ class Rest:
             conversation_id = str(uuid.UUID(name))
         except ValueError:
             return Answer(500, {"error": f"Failed to {what} conversation"})
+        title = _object(body).get("title") or ""
         if method == "PATCH":
-            title = _object(body).get("title") or ""
             if not isinstance(title, str) or not title:
                 return Answer(400, {"error": "Title cannot be empty"})
             if len(title) > _LONGEST_TITLE:

@@ -24,7 +24,19 @@ from typing import Any, Final
 
 from ._sql import QueryResult
 
-__all__ = ["Call", "Cut", "Fail", "Model", "Pause", "Say", "Step", "is_script", "scripted", "words"]
+__all__ = [
+    "Call",
+    "Cut",
+    "Fail",
+    "Model",
+    "Pause",
+    "Say",
+    "Step",
+    "echo",
+    "is_script",
+    "scripted",
+    "words",
+]
 
 _VERBS: Final = re.compile(
     r"(say|sql|tool) |pause \d+(\.\d+)?\s*$|flood \d+ \d+\s*$|(fail|cut|---)\s*$", re.MULTILINE
