@@ -135,18 +135,18 @@ class Answer:
         self._first_at: float | None = None
         self._ended_at: float | None = None
         self._done: events.Done | None = None
-        self.text = Text()
-        self.chatbot = chatbot
-        self.conversation_id = ""
+        self.text: Text = Text()
+        self.chatbot: str = chatbot
+        self.conversation_id: str = ""
         self.query_results: list[QueryResult] = []
         self.tool_results: list[ToolOutput] = []
-        self.step = ""
-        self.size = 0
-        self.looked_at = False
+        self.step: str = ""
+        self.size: int = 0
+        self.looked_at: bool = False
         """Whether somebody knows how the turn ended, or made it end."""
         self.error: FluxbaseChatError | None = None
-        self.ended = threading.Event()
-        self.callbacks_run = threading.Event()
+        self.ended: threading.Event = threading.Event()
+        self.callbacks_run: threading.Event = threading.Event()
 
     # -- the I/O thread ---------------------------------------------------------------------
 

@@ -53,8 +53,8 @@ class Session:
     """One client's state. All methods are thread-safe; those of `Sink` are the I/O threads'."""
 
     def __init__(self, settings: Settings, callbacks: Callbacks, clock: Clock) -> None:
-        self.settings = settings
-        self.clock = clock
+        self.settings: Settings = settings
+        self.clock: Clock = clock
         self._lock = EffectLock()  # guards all below
         self._telling = Telling(callbacks, self._lock)
         self._conversations = Conversations(settings.impersonate_user_id)

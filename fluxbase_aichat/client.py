@@ -209,10 +209,14 @@ class FluxbaseAIChat:
         self._entered = False
         self.disconnect()
 
-    def _set_token(self, token: str | Callable[[], str] | None) -> None:
-        self._session.use_token(token)
+    @property
+    def token(self) -> str | Callable[[], str] | None:
+        """Set it to use another token from the next connection on; it cannot be read."""
+        raise AttributeError("token can be set, and not read")
 
-    token = property(None, _set_token, doc="A new token serves the next connection; write-only.")
+    @token.setter
+    def token(self, token: str | Callable[[], str] | None) -> None:
+        self._session.use_token(token)
 
     # -- conversations ----------------------------------------------------------------------
 

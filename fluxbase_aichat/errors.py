@@ -110,13 +110,13 @@ class FluxbaseChatError(Exception):
 class ConfigurationError(FluxbaseChatError, ValueError):
     """A parameter is wrong; the message names it and says what would be right."""
 
-    sent = False
+    sent: bool | None = False
 
 
 class MissingExtraError(FluxbaseChatError, ImportError):
     """An optional dependency is not installed; the message has the pip line."""
 
-    sent = False
+    sent: bool | None = False
 
 
 class NotConnectedError(FluxbaseChatError, ConnectionError):
@@ -126,8 +126,8 @@ class NotConnectedError(FluxbaseChatError, ConnectionError):
 class ConnectError(FluxbaseChatError, ConnectionError):
     """No connection could be opened, so nothing was sent."""
 
-    sent = False
-    retryable = True
+    sent: bool | None = False
+    retryable: bool = True
     attempts: int = 1
     """How many times it was tried."""
 
@@ -139,7 +139,7 @@ class ConnectTimeoutError(ConnectError, TimeoutError):
 class TLSError(ConnectError):
     """The TLS handshake failed: a bad certificate, or no TLS on that port."""
 
-    retryable = False
+    retryable: bool = False
 
 
 class ProxyError(ConnectError):
@@ -149,7 +149,7 @@ class ProxyError(ConnectError):
 class HandshakeError(ConnectError):
     """What answered does not speak this protocol, or refused the upgrade."""
 
-    retryable = False
+    retryable: bool = False
     status: int | None = None
     """The HTTP status, or `None` when there was no readable answer."""
     body: str = ""
@@ -171,7 +171,7 @@ class PermissionDeniedError(FluxbaseChatError, PermissionError):
 class RateLimitError(FluxbaseChatError):
     """Too many requests; `retry_after` says when to come back, if the server does."""
 
-    retryable = True
+    retryable: bool = True
 
 
 class QuotaError(FluxbaseChatError):
@@ -200,7 +200,7 @@ class ChatTimeoutError(FluxbaseChatError, TimeoutError):
 class ServerError(FluxbaseChatError):
     """The server answered with an error."""
 
-    sent = True
+    sent: bool | None = True
     code: str = ""
     """The server's code, such as `TURN_LIMIT`, or `""`."""
     conversation_id: str = ""
@@ -222,7 +222,7 @@ class TurnLimitError(ServerError):
 class ProviderError(ServerError):
     """The model's provider failed."""
 
-    retryable = True
+    retryable: bool = True
 
 
 class ApiError(FluxbaseChatError):
@@ -257,7 +257,7 @@ class RecoveryError(FluxbaseChatError):
 class IdentityConflictError(FluxbaseChatError, ValueError):
     """A client acts as one user; another one needs a client of its own."""
 
-    sent = False
+    sent: bool | None = False
 
 
 class QueryFailedError(FluxbaseChatError):
@@ -271,14 +271,14 @@ class NoTableError(FluxbaseChatError, LookupError):
 class PoolTimeoutError(FluxbaseChatError, TimeoutError):
     """All connections of the pool stayed busy."""
 
-    sent = False
-    retryable = True
+    sent: bool | None = False
+    retryable: bool = True
 
 
 class LocalProtocolError(FluxbaseChatError, ValueError):
     """The caller asked for something that the protocol does not allow now."""
 
-    sent = False
+    sent: bool | None = False
 
 
 class RemoteProtocolError(FluxbaseChatError):

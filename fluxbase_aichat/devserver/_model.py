@@ -185,16 +185,18 @@ def _find(content: str, earlier: Sequence[str]) -> tuple[Rule | None, str]:
     if any(rule.question.search(text) for rule in _RULES):
         rule = next(rule for rule in _RULES if rule.question.search(text))
         return rule, number[1] if number else "10"
-    if not earlier or is_script(earlier[-1]):
-        return None, ""
-    before, top = _find(earlier[-1], earlier[:-1])
+    if earlier and not is_script(earlier[-1]):
+        before, top = _find(earlier[-1], earlier[:-1])
+    else:
+        # A follow-up to nothing is about the users, as most questions here are.
+        before, top = next(rule for rule in _RULES if rule.name == "users by orders"), "10"
     if before is None:
         return None, ""
     top = number[1] if number else top
     for pattern, name in before.follow_ups:
         if re.search(pattern, text):
             return next(rule for rule in _RULES if rule.name == name), top
-    return (before, top) if _TABLE.search(text) or number else (None, "")
+    return (before, top) if earlier and (_TABLE.search(text) or number) else (None, "")
 
 
 def _once(steps: list[Step]) -> Model:

@@ -39,8 +39,8 @@ class Store:
         self._db.row_factory = sqlite3.Row
         self._lock = threading.Lock()
         self._db.executescript(_SCHEMA)
-        self.secret = bytes.fromhex(self._setting("secret", secrets.token_hex(32)))
-        self.service_key = self._setting("service_key", f"sk_dev_{secrets.token_hex(16)}")
+        self.secret: bytes = bytes.fromhex(self._setting("secret", secrets.token_hex(32)))
+        self.service_key: str = self._setting("service_key", f"sk_dev_{secrets.token_hex(16)}")
 
     def __enter__(self) -> Self:
         return self
