@@ -84,7 +84,9 @@ def test_calls_connect_by_themselves(server):
 
 def test_ask_and_its_reply(chat):
     """One question, one value with all that the answer had."""
-    reply = chat.ask("sql-assistant", "say Let me look.\nsql SELECT name FROM users\n---\nsay Five.")
+    reply = chat.ask(
+        "sql-assistant", "say Let me look.\nsql SELECT name FROM users\n---\nsay Five."
+    )
     assert "Let me look.Five." == str(reply) == reply.text
     assert ("Let me look.", "Five.") == reply.segments
     assert "sql-assistant" == reply.chatbot
@@ -92,9 +94,10 @@ def test_ask_and_its_reply(chat):
     assert ["name"] == list(reply.table.columns)
     assert reply.usage.total_tokens > 0
     assert reply.duration >= reply.time_to_first_content > 0
-    assert "again" == chat.ask(
-        "sql-assistant", "say again", conversation_id=reply.conversation_id
-    ).text
+    assert (
+        "again"
+        == chat.ask("sql-assistant", "say again", conversation_id=reply.conversation_id).text
+    )
 
 
 def test_start_errors(chat):
@@ -253,9 +256,7 @@ def test_one_identity_for_a_client(server):
         assert sent + 2 == len(server.received)
     said = [r.frame.get("impersonate_user_id") for r in server.received]
     assert [bob] == [user for user in said if user]
-    with FluxbaseAIChat(
-        server.ws_url, token=server.token(admin), impersonate_user_id=bob
-    ) as chat:
+    with FluxbaseAIChat(server.ws_url, token=server.token(admin), impersonate_user_id=bob) as chat:
         chat.start_chat("keeper")
         with pytest.raises(IdentityConflictError):
             chat.start_chat("keeper", impersonate_user_id=ann)
