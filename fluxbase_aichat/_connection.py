@@ -14,7 +14,7 @@ import threading
 from typing import Protocol
 
 from ._deadline import Clock, Deadline
-from ._net import Waker, call
+from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
 from ._watch import Due, Watch
@@ -58,12 +58,20 @@ class Connection:
     """Opens itself on its own thread, and lives until its stream ends or `close` is called."""
 
     def __init__(
-        self, settings: Settings, sink: Sink, *, clock: Clock, connect: float | None, number: int
+        self,
+        settings: Settings,
+        sink: Sink,
+        *,
+        clock: Clock,
+        connect: float | None,
+        number: int,
+        delay: float = 0.0,
     ) -> None:
         self._settings = settings
         self._sink = sink
         self._clock = clock
         self._connect = connect
+        self._delay = delay
         self._waker = Waker()
         self._lock = threading.Lock()  # guards the five below
         self._protocol = ChatProtocol()
@@ -163,10 +171,16 @@ class Connection:
             self._waker.close()
 
     def _open_transport(self) -> Transport:
+        pause(self._delay, self._clock, self._waker)
         deadline = Deadline(self._connect, self._clock)
         try:
-            token = self._token(deadline)
-            return Transport.open(self._settings, token, deadline, self._waker, self._clock)
+            try:
+                return self._shake_hands(deadline)
+            except AuthenticationError:
+                if not callable(self._settings.token):
+                    raise
+                # It may have expired on its way here; a source of tokens gets a second chance.
+                return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
             error.args = (f"{error.args[0]} ({self._connect:g} s)",)
             raise
@@ -175,6 +189,10 @@ class Connection:
         except Exception as bug:
             _log.exception("opening a connection failed")
             raise ConnectError("the client failed: see the log") from bug
+
+    def _shake_hands(self, deadline: Deadline) -> Transport:
+        token = self._token(deadline)
+        return Transport.open(self._settings, token, deadline, self._waker, self._clock)
 
     def _token(self, deadline: Deadline) -> str | None:
         source = self._settings.token

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from ._deadline import Deadline
+from ._deadline import Clock, Deadline
 from .config import Endpoint
 from .errors import (
     ConfigurationError,
@@ -25,7 +25,7 @@ from .errors import (
     TLSError,
 )
 
-__all__ = ["Waker", "call", "check_ssl_context", "open_socket", "wait_for"]
+__all__ = ["Waker", "call", "check_ssl_context", "open_socket", "pause", "wait_for"]
 
 T = TypeVar("T")
 
@@ -102,6 +102,13 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
                 return
             if deadline.expired:
                 raise TimeoutError
+
+
+def pause(seconds: float, clock: Clock, waker: Waker) -> None:
+    """Wait; raise `NotConnectedError` as soon as the waker is stopped."""
+    deadline = Deadline(seconds, clock)
+    while not deadline.expired:
+        wait_for(None, 0, deadline, waker)
 
 
 def call(function: Callable[[], T], deadline: Deadline, waker: Waker, name: str) -> T:

@@ -12,6 +12,7 @@ entry: nothing goes between them, so another chatbot cannot answer the message.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from typing import Any, Literal
 
@@ -25,12 +26,14 @@ from ._deadline import Clock, Deadline
 from ._dispatch import Callbacks, Dispatcher
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
+from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import EffectLock, Telling
 from ._watch import Due
 from ._wire import Item, Malformed
 from .config import Settings
 from .errors import (
     ChatTimeoutError,
+    ConnectError,
     ConnectTimeoutError,
     FluxbaseChatError,
     LocalProtocolError,
@@ -63,8 +66,15 @@ class Session:
         self._on_wire: Entry | None = None
         self._current: Connection | None = None
         self._opening = Outcome()
+        self._opened_at = 0.0
         self._draining: deque[Connection] = deque()
         self._numbers = 0
+        self._backoff = Backoff(
+            settings.reconnect_attempts, settings.reconnect_delay, random.random
+        )
+        # A connection that was there is being replaced, as often as the backoff allows. One that
+        # a call asks for is tried once, for that call.
+        self._recovering = False
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -97,6 +107,7 @@ class Session:
             if self._state == "connected":
                 return
             if self._current is None:
+                self._recovering = False
                 self._open(seconds)
             opening = self._opening
         if not opening.wait(seconds):
@@ -181,6 +192,7 @@ class Session:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
             end_callbacks = self._telling.end(error)
+            self._backoff.reset()
         for connection in connections:
             left = deadline.remaining()
             # Its thread waits for nothing but the same deadline, and then ends by itself.
@@ -207,6 +219,7 @@ class Session:
     def _advance(self) -> None:
         """Put the queue's head on the wire if that is free; open a connection if there is none."""
         if self._queue and self._current is None:
+            self._recovering = False
             self._open(self.settings.timeouts.connect)
         while self._queue and self._on_wire is None and self._current and self._current.ready:
             self._write(self._queue.popleft(), self._current)
@@ -273,7 +286,7 @@ class Session:
                 self._draining.append(self._current)
                 if len(self._draining) > _MAX_DRAINING:
                     self._draining.popleft().close()
-                self._open(self.settings.timeouts.connect)
+                self._replace()
 
     def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
         outcome = entry.outcome
@@ -282,16 +295,48 @@ class Session:
 
     # -- under the lock: the connection -----------------------------------------------------
 
-    def _open(self, seconds: float | None) -> None:
+    def _open(self, seconds: float | None, delay: float = 0.0) -> None:
         """Open a connection in place of the current one."""
         self._numbers += 1
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
-        self._opening = Outcome()
+        if self._opening.done:
+            self._opening = Outcome()
         self._current = connection = Connection(
-            self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
+            self.settings,
+            self,
+            clock=self.clock,
+            connect=seconds,
+            number=self._numbers,
+            delay=delay,
         )
         dispatcher = self._telling.begin()
         self._lock.then(lambda: self._start(connection, dispatcher))
+
+    def _replace(self) -> None:
+        """Go on over a new connection at once: this one was left on purpose."""
+        self._recovering = True
+        self._open(self.settings.timeouts.connect)
+
+    def _recover(self, error: FluxbaseChatError) -> bool:
+        """There is no connection: try again in a while; `False` where that is over."""
+        self._current = None
+        self._telling.lost(error)
+        delay = self._backoff.next(error) if self._recovering else None
+        if delay is None:
+            return False
+        self._telling.post([events.Reconnecting(attempt=self._backoff.attempt, delay=delay)])
+        self._open(self.settings.timeouts.connect, delay)
+        return True
+
+    def _give_up(self, error: FluxbaseChatError) -> None:
+        """There will be no connection: fail all that waits for one; none of it was sent."""
+        self._state = "lost"
+        if isinstance(error, ConnectError):
+            error.attempts = self._backoff.attempt if self._recovering else 1
+        opening = self._opening
+        self._lock.then(lambda: opening.fail(error))
+        while self._queue:
+            self._fail(self._queue.popleft(), error)
 
     def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
         """Start the threads; the lock is not held."""
@@ -308,22 +353,18 @@ class Session:
         with self._lock:
             if connection is self._current:
                 self._state = "connected"
+                self._opened_at = self.clock()
+                self._recovering = True
                 opening = self._opening
                 self._lock.then(opening.resolve)
                 self._telling.opened()
                 self._advance()
 
     def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
-        """Fail all that waits for the connection; none of it was sent."""
+        """Try again, or give up."""
         with self._lock:
-            if connection is self._current:
-                self._current = None
-                self._state = "lost"
-                self._telling.lost(error)
-                opening = self._opening
-                self._lock.then(lambda: opening.fail(error))
-                while self._queue:
-                    self._fail(self._queue.popleft(), error)
+            if connection is self._current and not self._recover(error):
+                self._give_up(error)
 
     def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
         """Fail what was on the wire; what was not goes over the next connection."""
@@ -332,8 +373,8 @@ class Session:
                 self._draining.remove(connection)
             if connection is not self._current:
                 return
-            self._current = None
-            self._state = "lost"
+            if self.clock() - self._opened_at >= GOOD_SECONDS:
+                self._backoff.reset()
             self._telling.lost(error)
             entry, self._on_wire = self._on_wire, None
             if entry is not None:
@@ -343,7 +384,9 @@ class Session:
                 else:
                     entry.request = None
                     self._queue.appendleft(entry)
-            self._advance()
+            if not self._recover(error):
+                self._state = "lost"
+                self._advance()  # what is queued is a call each, and tries once more
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
@@ -369,7 +412,7 @@ class Session:
                     phase="start",
                 )
                 self._fail(entry, late)
-            self._open(self.settings.timeouts.connect)
+            self._replace()
 
     def delivered(self, connection: Connection, deliveries: list[Delivery], size: int) -> None:
         """Hand on what arrived to those it is for."""
@@ -438,6 +481,7 @@ class Session:
                 return
             self._on_wire = None
             if isinstance(item, events.ChatStarted):
+                self._backoff.reset()
                 self._telling.post([item], entry)
                 try:
                     self._conversations.started(entry, item.conversation_id)
