@@ -89,6 +89,12 @@ class Session:
         dispatcher = self._telling.dispatcher
         return dispatcher is not None and dispatcher.inside
 
+    @property
+    def callback_errors(self) -> int:
+        """How many callbacks have raised since the client was connected."""
+        dispatcher = self._telling.dispatcher
+        return 0 if dispatcher is None else dispatcher.errors
+
     def record(self, conversation_id: str) -> Record | None:
         """Return a conversation that was started by this client."""
         with self._lock:
