@@ -73,12 +73,13 @@ class Connection:
         self._connect = connect
         self._delay = delay
         self._waker = Waker()
-        self._lock = threading.Lock()  # guards the five below
+        self._lock = threading.Lock()  # guards the six below
         self._protocol = ChatProtocol()
         self._outgoing: list[tuple[bytes, Request | None]] = []
         self._open = False
         self._aborted = False
         self._closing: Deadline | None = None
+        self._transport: Transport | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"fluxbase-aichat-io-{number}", daemon=True
         )
@@ -138,6 +139,17 @@ class Connection:
                 self._aborted = True
         self._waker.stop()
 
+    def abandon(self) -> None:
+        """End it at once. Takes no lock of its own: the garbage collector may be inside."""
+        self._aborted = True
+        self._waker.stop()
+
+    def after_fork(self) -> None:
+        """Free the child's copies of the descriptors; the parent's connection stays as it is."""
+        self._waker.after_fork()
+        if self._transport is not None:
+            self._transport.close()
+
     def join(self, seconds: float | None) -> None:
         """Wait for the I/O thread's end; at once when called on it."""
         if self._thread is not threading.current_thread() and self._thread.ident is not None:
@@ -155,6 +167,7 @@ class Connection:
             try:
                 with self._lock:
                     self._open = True
+                    self._transport = transport
                 self._sink.opened(self)
                 error = self._talk(transport)
             except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting

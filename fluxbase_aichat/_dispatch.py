@@ -166,6 +166,18 @@ class Dispatcher:
         if post.last and post.answer is not None:
             post.answer.callbacks_run.set()
 
+    @property
+    def untold(self) -> int:
+        """How many ends of turns are posted and not told. Takes no lock."""
+        return sum(post.last and post.answer is not None for post in list(self._queue))
+
+    def abandon(self) -> None:
+        """End the thread after the running callback; does not wait for it."""
+        self._dropped = True
+        with self._posted:  # re-entrant, for the garbage collector may be inside
+            self._stopping = True
+            self._posted.notify_all()
+
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
         with self._posted:
@@ -205,7 +217,7 @@ class Dispatcher:
                     self._posted.notify_all()
                 while not self._queue and not self._stopping:
                     self._posted.wait()
-                if not self._queue:
+                if not self._queue or self._dropped:
                     return
                 post = self._queue.popleft()
                 self._busy = True

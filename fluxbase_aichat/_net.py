@@ -41,7 +41,8 @@ class Waker:
     """Ends a wait in a selector from another thread. `wake` and `stop` are thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, because the garbage collector may wake while a wake is under way.
+        self._lock = threading.RLock()
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
@@ -75,6 +76,11 @@ class Waker:
                 pass
         except BlockingIOError:
             pass
+
+    def after_fork(self) -> None:
+        """Free the child's copies; a thread that is not there may have held the lock."""
+        self._lock = threading.RLock()
+        self.close()
 
     def close(self) -> None:
         """Free the descriptors; later wakes do nothing."""

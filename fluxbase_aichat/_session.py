@@ -58,9 +58,14 @@ class Session:
     def __init__(self, settings: Settings, callbacks: Callbacks, clock: Clock) -> None:
         self.settings: Settings = settings
         self.clock: Clock = clock
+        self._conversations = Conversations(settings.impersonate_user_id)
+        self._begin(callbacks)
+
+    def _begin(self, callbacks: Callbacks) -> None:
+        """Be without a connection, a thread or a call: at first, and in the child of a fork."""
+        settings = self.settings
         self._lock = EffectLock()  # guards all below
         self._telling = Telling(callbacks, self._lock)
-        self._conversations = Conversations(settings.impersonate_user_id)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
@@ -75,6 +80,7 @@ class Session:
         # A connection that was there is being replaced, as often as the backoff allows. One that
         # a call asks for is tried once, for that call.
         self._recovering = False
+        self._abandoned = False
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -176,6 +182,39 @@ class Session:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
         dispatcher = self._telling.dispatcher
         return dispatcher is None or dispatcher.inside or dispatcher.wait_idle(deadline)
+
+    def untold(self) -> int:
+        """How many turns are unfinished whose end callbacks would hear of. Takes no lock."""
+        return self._telling.untold([e for e in [*list(self._queue), self._on_wire] if e])
+
+    def abandon(self) -> None:
+        """End everything at once; nobody waits any more. Takes no lock, and does not wait."""
+        self._abandoned = True
+        for connection in [*self._draining, *([self._current] if self._current else [])]:
+            connection.abandon()
+        dispatcher = self._telling.dispatcher
+        if dispatcher is not None:
+            dispatcher.abandon()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: without its threads, and without a word to the server.
+
+        What was pending fails, the conversations stay known. Nothing else runs in the child yet.
+        """
+        error = NotConnectedError(
+            "the process was forked: this belongs to the parent", hint="the next call connects"
+        )
+        entries = self._unfinished()
+        for connection in [*self._draining, *([self._current] if self._current else [])]:
+            connection.after_fork()
+        opening = self._opening
+        disconnected = self._state == "disconnected"
+        self._begin(self._telling.callbacks)
+        self._state = "disconnected" if disconnected else "new"
+        opening.after_fork()
+        opening.fail(error)
+        for entry in entries:
+            entry.after_fork(error)
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
@@ -377,7 +416,7 @@ class Session:
         with self._lock:
             if connection in self._draining:
                 self._draining.remove(connection)
-            if connection is not self._current:
+            if connection is not self._current or self._abandoned:
                 return
             if self.clock() - self._opened_at >= GOOD_SECONDS:
                 self._backoff.reset()

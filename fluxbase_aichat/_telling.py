@@ -56,7 +56,7 @@ class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
     def __init__(self, callbacks: Callbacks, lock: EffectLock) -> None:
-        self._callbacks = callbacks
+        self.callbacks: Callbacks = callbacks
         self._lock = lock
         self._numbers = 0
         # What `on_event` was told last about the connection. The successor of a cancelled one
@@ -72,7 +72,7 @@ class Telling:
         if self.dispatcher is None:
             self._numbers += 1
             self._context = contextvars.copy_context()
-            self.dispatcher = Dispatcher(self._callbacks, self._numbers)
+            self.dispatcher = Dispatcher(self.callbacks, self._numbers)
         return self.dispatcher
 
     def end(self, error: FluxbaseChatError) -> Callable[[Deadline], None]:
@@ -81,6 +81,13 @@ class Telling:
         self._told = "nothing"
         dispatcher, self.dispatcher = self.dispatcher, None
         return dispatcher.stop if dispatcher is not None else lambda _: None
+
+    def untold(self, entries: list[Entry]) -> int:
+        """How many of these turns, or of those ended, have callbacks still to hear. No lock."""
+        if not self.callbacks.any:
+            return 0
+        turns = sum(entry.answer is not None for entry in entries)
+        return turns + (self.dispatcher.untold if self.dispatcher is not None else 0)
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -110,7 +117,7 @@ class Telling:
         dispatcher = self.dispatcher
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
-        if dispatcher is not None and self._callbacks.any:
+        if dispatcher is not None and self.callbacks.any:
             post = Post(context, items, answer, last)
             self._lock.then(lambda: dispatcher.post(post))
         elif last and answer is not None:
@@ -131,7 +138,7 @@ class Telling:
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
             error.retryable = not error.sent
-        told = bool(items) and self._callbacks.on_error is not None
+        told = bool(items) and self.callbacks.on_error is not None
         outcome, answer = entry.outcome, entry.answer
 
         def resolve() -> None:

@@ -16,6 +16,7 @@ from . import events
 from ._answer import Answer, Outcome, fresh
 from ._deadline import Deadline
 from ._entry import Entry, Record
+from ._lifetime import Lease
 from ._session import Session
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
@@ -41,9 +42,10 @@ class Turn:
     event, however late it starts.
     """
 
-    def __init__(self, session: Session, entry: Entry) -> None:
+    def __init__(self, lease: Lease, entry: Entry) -> None:
         assert entry.answer is not None  # noqa: S101 - a message has one
-        self._session = session
+        self._lease = lease
+        self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
         # A turn that nobody holds keeps no events; its callbacks go on.
@@ -238,8 +240,9 @@ class Turn:
 class Conversation:
     """A handle on one conversation with one chatbot. Thread-safe; starts by itself."""
 
-    def __init__(self, session: Session, record: Record) -> None:
-        self._session = session
+    def __init__(self, lease: Lease, record: Record) -> None:
+        self._lease = lease
+        self._session: Session = lease.session
         self._record = record
 
     @property
@@ -273,7 +276,7 @@ class Conversation:
         record = self._record
         if record.id is not None and self._session.record(record.id) is record:
             return record.id
-        return start(self._session, record, record.id, timeout)
+        return start(self._lease, record, record.id, timeout)
 
     @named_keywords
     def send(
@@ -287,7 +290,7 @@ class Conversation:
 
         See `FluxbaseAIChat.send_message`.
         """
-        return send(self._session, self._record, content, page_context, if_busy)
+        return send(self._lease, self._record, content, page_context, if_busy)
 
     @named_keywords
     def ask(
@@ -298,7 +301,7 @@ class Conversation:
         timeout: float | Unset | None = UNSET,
     ) -> Reply:
         """Send a message and wait for the whole answer. See `FluxbaseAIChat.ask`."""
-        return ask(self._session, self._record, content, page_context, timeout)
+        return ask(self._lease, self._record, content, page_context, timeout)
 
     def cancel(self) -> None:
         """Cancel the running turn, else the oldest queued one, else do nothing."""
@@ -312,12 +315,13 @@ class Conversation:
 
 
 def start(
-    session: Session,
+    lease: Lease,
     record: Record,
     resume: str | None,
     timeout: float | Unset | None,
 ) -> str:
     """Start a conversation and wait for its id."""
+    session = lease.session
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
     outcome = Outcome()
     entry = Entry(
@@ -338,7 +342,7 @@ def start(
 
 
 def send(
-    session: Session,
+    lease: Lease,
     record: Record,
     content: str,
     page_context: PageContext | None,
@@ -346,6 +350,7 @@ def send(
     timeout: float | Unset | None = UNSET,
 ) -> Turn:
     """Queue a message and return its turn."""
+    session = lease.session
     check_message(content, page_context)
     if if_busy not in {"queue", "cancel", "raise"}:
         raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
@@ -362,13 +367,13 @@ def send(
         idle_limit=None if own else limits.idle,
         turn_limit=None if own else limits.turn,
     )
-    turn = Turn(session, entry)
+    turn = Turn(lease, entry)
     session.submit_turn(entry, if_busy)
     return turn
 
 
 def ask(
-    session: Session,
+    lease: Lease,
     record: Record,
     content: str,
     page_context: PageContext | None,
@@ -376,6 +381,6 @@ def ask(
 ) -> Reply:
     """Queue a message and wait for its whole answer; a `timeout` bounds all of it."""
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
-    deadline = Deadline(seconds, session.clock)
-    turn = send(session, record, content, page_context, "queue", timeout)
+    deadline = Deadline(seconds, lease.session.clock)
+    turn = send(lease, record, content, page_context, "queue", timeout)
     return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class
