@@ -50,6 +50,9 @@ class Sink(Protocol):
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """Take a request on the wire that has used up its time."""
 
+    def paused(self) -> bool:
+        """Say whether nothing may be read for now; `Connection.wake` says that it changed."""
+
     def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
         """The connection is over, and so is what was unanswered on it."""
 
@@ -138,6 +141,10 @@ class Connection:
             if seconds == 0.0 or busy or not self._open:
                 self._aborted = True
         self._waker.stop()
+
+    def wake(self) -> None:
+        """Have the I/O thread look again at what it is told."""
+        self._waker.wake()
 
     def abandon(self) -> None:
         """End it at once. Takes no lock of its own: the garbage collector may be inside."""
@@ -256,13 +263,15 @@ class Connection:
             if draining and outgoing:
                 watch.drains(now)
 
+            paused = closing is None and self._sink.paused()
             at, due = watch.next()
             if transport.end is None:
                 left = [at - now, closing.remaining() if closing else None]
-                transport.wait(min((s for s in left if s not in {None, math.inf}), default=None))
-            payloads = transport.receive()
+                seconds = min((s for s in left if s not in {None, math.inf}), default=None)
+                transport.wait(seconds, reading=not paused)
+            payloads = [] if paused else transport.receive()
             now = self._clock()
-            if payloads or transport.pongs != pongs:
+            if payloads or paused or transport.pongs != pongs:
                 pongs = transport.pongs
                 watch.heard(now)
             if payloads and closing is None:

@@ -40,6 +40,10 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 
 Callback = Callable[..., object]
 
+# With more than this waiting, further deltas are joined: a string of its own for each word takes
+# ten times the memory of its text.
+_JOIN_BYTES = 1024 * 1024
+
 
 def _adapt(name: str, function: object) -> Callback | None:
     """Return a callable that takes all documented arguments and passes on those wanted.
@@ -125,15 +129,24 @@ class Post:
     """The turn that they belong to; once it is cancelled they are dropped."""
     last: bool = False
     """Whether the turn has ended with them."""
+    size: int = 0
+    """The bytes that they came in."""
+    joined: bool = False
+    """Whether they are one run of our own, whose deltas were joined."""
 
 
 class Dispatcher:
     """One thread and its queue. `post` and `stop` are thread-safe."""
 
-    def __init__(self, callbacks: Callbacks, number: int) -> None:
+    def __init__(
+        self, callbacks: Callbacks, number: int, drained: Callable[[], object] = int
+    ) -> None:
+        """`drained` is called, on the thread and without a lock, when little waits again."""
         self._callbacks = callbacks
-        self._posted = threading.Condition()  # guards the queue and the three flags
+        self._drained = drained
+        self._posted = threading.Condition()  # guards all but `errors`
         self._queue: deque[Post] = deque()
+        self._backlog = 0
         self._busy = False
         self._stopping = False
         self._dropped = False
@@ -160,11 +173,40 @@ class Dispatcher:
         """Have it told after everything posted before."""
         with self._posted:
             if not self._dropped:
-                self._queue.append(post)
-                self._posted.notify_all()
+                self._backlog += post.size
+                if not (self._backlog > _JOIN_BYTES and self._join(post)):
+                    self._queue.append(post)
+                    self._posted.notify_all()
                 return
         if post.last and post.answer is not None:
             post.answer.callbacks_run.set()
+
+    def _join(self, post: Post) -> bool:
+        """Add a run to the one that waits, as one delta: many of them cost more than their text."""
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.answer is not post.answer or post.last or len(post.items) != 1:
+            return False
+        waiting, coming = last.items[-1], post.items[0]
+        if not (
+            isinstance(waiting, ContentRun)
+            and isinstance(coming, ContentRun)
+            and waiting.rest == coming.rest
+        ):
+            return False
+        if not last.joined:
+            # The run itself may be in the hands of an iterator.
+            own = ContentRun(waiting.conversation_id, ["".join(waiting.deltas)], waiting.rest)
+            last.items = [*last.items[:-1], own]
+            last.joined = True
+            waiting = own
+        waiting.deltas.append("".join(coming.deltas))
+        last.size += post.size
+        return True
+
+    @property
+    def backlog(self) -> int:
+        """The bytes of what was posted and is not told yet."""
+        return self._backlog
 
     @property
     def untold(self) -> int:
@@ -224,6 +266,10 @@ class Dispatcher:
             post.context.run(self._tell, post)
             if post.last and post.answer is not None:
                 post.answer.callbacks_run.set()
+            if post.size:
+                with self._posted:
+                    self._backlog -= post.size
+                self._drained()
 
     def _tell(self, post: Post) -> None:
         answer = post.answer

@@ -12,8 +12,10 @@ entry: nothing goes between them, so another chatbot cannot answer the message.
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import attrs
@@ -65,7 +67,7 @@ class Session:
         """Be without a connection, a thread or a call: at first, and in the child of a fork."""
         settings = self.settings
         self._lock = EffectLock()  # guards all below
-        self._telling = Telling(callbacks, self._lock)
+        self._telling = Telling(callbacks, self._lock, self._resume)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
@@ -81,6 +83,8 @@ class Session:
         # a call asks for is tried once, for that call.
         self._recovering = False
         self._abandoned = False
+        self._blocked = 0
+        self._paused = False
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -111,6 +115,29 @@ class Session:
         with self._lock:
             return self._unfinished()
 
+    # -- pausing for slow callbacks ---------------------------------------------------------
+
+    @contextlib.contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Say that a thread waits for what is read: reading does not pause meanwhile."""
+        with self._lock:
+            self._blocked += 1
+        self._resume()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocked -= 1
+
+    def paused(self) -> bool:
+        """Whether reading has to wait until callbacks have taken what there is (promise 9)."""
+        return self._telling.backlog > self.settings.limits.backlog_bytes and self._blocked == 0
+
+    def _drained(self) -> None:
+        connection = self._current
+        if connection is not None:
+            connection.wake()
+
     # -- calls ------------------------------------------------------------------------------
 
     def connect(self, seconds: float | None) -> None:
@@ -122,7 +149,9 @@ class Session:
                 self._recovering = False
                 self._open(seconds)
             opening = self._opening
-        if not opening.wait(seconds):
+        with self.blocking():
+            opened = opening.wait(seconds)
+        if not opened:
             raise ConnectTimeoutError(
                 f"no connection to {self.settings.endpoint} within {seconds:g} s"
             )
@@ -492,7 +521,7 @@ class Session:
         if not items or not answer.feed(items, size):
             return
         with self._lock:
-            self._telling.post(items, entry)
+            self._telling.post(items, entry, size=size)
             limit = self.settings.limits.turn_bytes
             if answer.size > limit:
                 self._end(entry, RemoteProtocolError(f"the answer is larger than {limit:,} bytes"))

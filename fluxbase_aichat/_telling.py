@@ -55,9 +55,12 @@ class EffectLock:
 class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
-    def __init__(self, callbacks: Callbacks, lock: EffectLock) -> None:
+    def __init__(
+        self, callbacks: Callbacks, lock: EffectLock, drained: Callable[[], object]
+    ) -> None:
         self.callbacks: Callbacks = callbacks
         self._lock = lock
+        self._drained = drained
         self._numbers = 0
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
@@ -72,7 +75,7 @@ class Telling:
         if self.dispatcher is None:
             self._numbers += 1
             self._context = contextvars.copy_context()
-            self.dispatcher = Dispatcher(self.callbacks, self._numbers)
+            self.dispatcher = Dispatcher(self.callbacks, self._numbers, self._drained)
         return self.dispatcher
 
     def end(self, error: FluxbaseChatError) -> Callable[[Deadline], None]:
@@ -81,6 +84,11 @@ class Telling:
         self._told = "nothing"
         dispatcher, self.dispatcher = self.dispatcher, None
         return dispatcher.stop if dispatcher is not None else lambda _: None
+
+    @property
+    def backlog(self) -> int:
+        """The bytes that wait for callbacks. Takes no lock."""
+        return self.dispatcher.backlog if self.dispatcher is not None else 0
 
     def untold(self, entries: list[Entry]) -> int:
         """How many of these turns, or of those ended, have callbacks still to hear. No lock."""
@@ -111,14 +119,19 @@ class Telling:
     # -- requests ---------------------------------------------------------------------------
 
     def post(
-        self, items: Sequence[Item | Failure], entry: Entry | None = None, *, last: bool = False
+        self,
+        items: Sequence[Item | Failure],
+        entry: Entry | None = None,
+        *,
+        last: bool = False,
+        size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
         dispatcher = self.dispatcher
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if dispatcher is not None and self.callbacks.any:
-            post = Post(context, items, answer, last)
+            post = Post(context, items, answer, last, size)
             self._lock.then(lambda: dispatcher.post(post))
         elif last and answer is not None:
             self._lock.then(answer.callbacks_run.set)

@@ -444,16 +444,21 @@ class Transport:
         tls = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
         return tls or self._have >= self._need
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None, *, reading: bool = True) -> None:
         """Wait until there is something to read, room to write, a wake, or the time is up."""
-        if self.unread:
+        if reading and self.unread:
             return
-        events = selectors.EVENT_READ
+        events = selectors.EVENT_READ if reading else 0
         if self.unsent:
             events |= selectors.EVENT_WRITE
             seconds = min(_WRITE_STALL_SECONDS, seconds if seconds is not None else 1e9)
         if events != self._events:
-            self._selector.modify(self._sock, events)
+            if not events:
+                self._selector.unregister(self._sock)
+            elif not self._events:
+                self._selector.register(self._sock, events)
+            else:
+                self._selector.modify(self._sock, events)
             self._events = events
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._waker:

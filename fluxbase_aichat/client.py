@@ -370,13 +370,14 @@ class FluxbaseAIChat:
         """
         session = self._session
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), session.clock)
-        while entries := session.unfinished():
-            for entry in entries:
-                waiter = entry.answer.ended if entry.answer is not None else entry.outcome
-                assert waiter is not None  # noqa: S101 - an entry has one of them
-                if not waiter.wait(deadline.remaining()):
-                    return False
-        return session.wait_for_callbacks(deadline)
+        with session.blocking():
+            while entries := session.unfinished():
+                for entry in entries:
+                    waiter = entry.answer.ended if entry.answer is not None else entry.outcome
+                    assert waiter is not None  # noqa: S101 - an entry has one of them
+                    if not waiter.wait(deadline.remaining()):
+                        return False
+            return session.wait_for_callbacks(deadline)
 
     def _find(self, chatbot: str, namespace: str | None, conversation_id: str | None) -> Record:
         """Return the known conversation, or a record of one that is yet to be started."""

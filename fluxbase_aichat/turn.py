@@ -118,7 +118,7 @@ class Turn:
 
         """
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             ended = self._answer.ended.wait(deadline.remaining())
         if not ended:
             raise ChatTimeoutError(
@@ -132,7 +132,7 @@ class Turn:
 
     def _result_by(self, deadline: Deadline) -> Reply:
         """Return the whole answer; at the deadline end the turn, as a cancel does."""
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             if not self._answer.ended.wait(deadline.remaining()):
                 self._session.give_up(self._entry)
         return self.result()
@@ -143,7 +143,7 @@ class Turn:
         Inside a callback it waits for the end of the turn only. It raises no error of the turn.
         """
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             ended = self._answer.ended.wait(deadline.remaining())
             if ended and not self._session.inside_callback:
                 ended = self._answer.callbacks_run.wait(deadline.remaining())
@@ -179,7 +179,7 @@ class Turn:
         position = 0
         last = False
         while not last:
-            with self._cancelling_on_interrupt():
+            with self._waiting():
                 items, last = answer.read(position, forever)
             position += len(items)
             for item in items:
@@ -198,9 +198,11 @@ class Turn:
             raise error
 
     @contextlib.contextmanager
-    def _cancelling_on_interrupt(self) -> Iterator[None]:
+    def _waiting(self) -> Iterator[None]:
+        """Wait for the turn: reading goes on, and Ctrl-C cancels it."""
         try:
-            yield
+            with self._session.blocking():
+                yield
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -333,7 +335,9 @@ def start(
     )
     session.submit(entry)
     try:
-        if not outcome.wait(seconds):
+        with session.blocking():
+            started = outcome.wait(seconds)
+        if not started:
             session.give_up(entry)
     except KeyboardInterrupt:
         session.cancel_entry(entry)
