@@ -131,11 +131,15 @@ class Session:
 
     def paused(self) -> bool:
         """Whether reading has to wait until callbacks have taken what there is (promise 9)."""
-        return self._telling.backlog > self.settings.limits.backlog_bytes and self._blocked == 0
+        # Set before looking: whoever changes what is looked at sees it afterwards.
+        self._paused = True
+        limit = self.settings.limits.backlog_bytes
+        self._paused = self._telling.backlog > limit and self._blocked == 0
+        return self._paused
 
-    def _drained(self) -> None:
+    def _resume(self) -> None:
         connection = self._current
-        if connection is not None:
+        if self._paused and connection is not None:
             connection.wake()
 
     # -- calls ------------------------------------------------------------------------------
