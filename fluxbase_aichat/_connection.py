@@ -29,6 +29,7 @@ from .errors import (
     FluxbaseChatError,
     RemoteProtocolError,
 )
+from .events import UnknownEvent
 
 __all__ = ["Connection", "Sink"]
 
@@ -53,8 +54,10 @@ class Sink(Protocol):
     def paused(self) -> bool:
         """Say whether nothing may be read for now; `Connection.wake` says that it changed."""
 
-    def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
-        """The connection is over, and so is what was unanswered on it."""
+    def ended(
+        self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
+    ) -> None:
+        """The connection is over, and what was unanswered on it; `unsent` was never written."""
 
 
 class Connection:
@@ -83,6 +86,9 @@ class Connection:
         self._aborted = False
         self._closing: Deadline | None = None
         self._transport: Transport | None = None
+        # The I/O thread's own: the request that is not written as a whole yet.
+        self._unwritten: Request | None = None
+        self._unknown_types: set[str] = set()
         self._thread = threading.Thread(
             target=self._run, name=f"fluxbase-aichat-io-{number}", daemon=True
         )
@@ -186,7 +192,10 @@ class Connection:
             with self._lock:
                 self._open = False
                 self._protocol.receive_end()
-            self._sink.ended(self, error)
+                unsent = [request for _, request in self._outgoing if request is not None]
+            if self._unwritten is not None:
+                unsent.append(self._unwritten)  # half a frame is nothing to the server
+            self._sink.ended(self, error, unsent)
         finally:
             self._waker.close()
 
@@ -238,7 +247,6 @@ class Connection:
         settings = self._settings
         decoder = Decoder(exact_numbers=settings.exact_numbers)
         watch = Watch(self._clock(), drain=settings.timeouts.idle)
-        unwritten: Request | None = None
         pongs = 0
         while True:
             with self._lock:
@@ -249,17 +257,17 @@ class Connection:
                 return ConnectionLostError("the client was disconnected")
             for payload, request in outgoing:
                 transport.send(payload)
-                unwritten = request or unwritten
+                self._unwritten = request or self._unwritten
             if closing is not None:
                 transport.say_goodbye()
                 if closing.expired:
                     return ConnectionLostError("the client was disconnected")
             transport.flush()
             now = self._clock()
-            if unwritten is not None and not transport.unsent:
+            if self._unwritten is not None and not transport.unsent:
                 # Written as a whole: from here on its time counts.
-                watch.wrote(unwritten, now)
-                unwritten = None
+                watch.wrote(self._unwritten, now)
+                self._unwritten = None
             if draining and outgoing:
                 watch.drains(now)
 
@@ -297,6 +305,10 @@ class Connection:
             deliveries = self._protocol.receive(items)
         if any(d.final and d.request is watch.request for d in deliveries):
             watch.ended(self._clock())
+        for item in items:
+            if isinstance(item, UnknownEvent) and item.type not in self._unknown_types:
+                self._unknown_types.add(item.type)
+                _log.info("the server sends a type of message that is unknown here: %r", item.type)
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):

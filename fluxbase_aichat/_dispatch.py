@@ -27,6 +27,9 @@ __all__ = ["Callbacks", "Dispatcher", "Failure", "Post"]
 
 _log = logging.getLogger("fluxbase_aichat.callbacks")
 
+# Whose callbacks the current thread calls.
+_here = threading.local()
+
 # The JavaScript SDK's callbacks and their positional arguments (SDK.md).
 _ARGUMENTS: dict[str, tuple[str, ...]] = {
     "on_content": ("delta", "conversation_id"),
@@ -139,19 +142,25 @@ class Dispatcher:
     """One thread and its queue. `post` and `stop` are thread-safe."""
 
     def __init__(
-        self, callbacks: Callbacks, number: int, drained: Callable[[], object] = int
+        self,
+        callbacks: Callbacks,
+        number: int,
+        failed: Callable[[], object] = int,
+        drained: Callable[[], object] = int,
     ) -> None:
-        """`drained` is called, on the thread and without a lock, when little waits again."""
+        """Both are called on the thread and without a lock.
+
+        `failed` for each callback that raises, `drained` when something was told.
+        """
         self._callbacks = callbacks
+        self._count_failure = failed
         self._drained = drained
-        self._posted = threading.Condition()  # guards all but `errors`
+        self._posted = threading.Condition()  # guards all below
         self._queue: deque[Post] = deque()
         self._backlog = 0
         self._busy = False
         self._stopping = False
         self._dropped = False
-        self.errors = 0
-        """How many callbacks have raised."""
         self._thread = threading.Thread(
             target=self._run, name=f"fluxbase-aichat-callbacks-{number}", daemon=True
         )
@@ -164,10 +173,10 @@ class Dispatcher:
             except RuntimeError as error:
                 raise ConnectError(f"the client's thread cannot be started: {error}") from error
 
-    @property
-    def inside(self) -> bool:
-        """Whether the caller runs inside a callback."""
-        return threading.current_thread() is self._thread
+    @staticmethod
+    def inside(callbacks: Callbacks) -> bool:
+        """Whether the caller runs inside one of these callbacks."""
+        return getattr(_here, "callbacks", None) is callbacks
 
     def post(self, post: Post) -> None:
         """Have it told after everything posted before."""
@@ -232,15 +241,19 @@ class Dispatcher:
 
         Called inside a callback it returns at once, and that callback is the last.
         """
-        with self._posted:
-            self._stopping = True
-            self._posted.notify_all()
-        if self.inside:
+        self.finish()
+        if threading.current_thread() is self._thread:
             self._drop()
         elif self._thread.ident is not None:
             self._thread.join(deadline.remaining())
             if self._thread.is_alive():
                 self._drop()
+
+    def finish(self) -> None:
+        """End the thread when all that was posted is told; does not wait for it."""
+        with self._posted:
+            self._stopping = True
+            self._posted.notify_all()
 
     def _drop(self) -> None:
         with self._posted:
@@ -252,6 +265,7 @@ class Dispatcher:
                 post.answer.callbacks_run.set()
 
     def _run(self) -> None:
+        _here.callbacks = self._callbacks
         while True:
             with self._posted:
                 self._busy = False
@@ -260,6 +274,7 @@ class Dispatcher:
                 while not self._queue and not self._stopping:
                     self._posted.wait()
                 if not self._queue or self._dropped:
+                    self._dropped = True
                     return
                 post = self._queue.popleft()
                 self._busy = True
@@ -322,7 +337,9 @@ class Dispatcher:
         callbacks = self._callbacks
         # The server names a conversation in all but some errors; None is what the SDK says then.
         cid = event.conversation_id or None
-        if isinstance(event, events.Progress):
+        if isinstance(event, events.Content):
+            self._call(callbacks.on_content, event, event.delta, cid)
+        elif isinstance(event, events.Progress):
             self._call(callbacks.on_progress, event, event.step, event.message, cid)
         elif isinstance(event, events.QueryResultEvent):
             self._call_query_result(event, event.result)
@@ -354,7 +371,7 @@ class Dispatcher:
                 self._failed(error, event)
 
     def _failed(self, error: BaseException, event: events.Event) -> None:
-        self.errors += 1
+        self._count_failure()
         handler = self._callbacks.on_callback_error
         if handler is not None:
             try:

@@ -158,10 +158,10 @@ _RETRYABLE = frozenset({500, 502, 503, 504})
 
 
 def refusal(
-    status: int, retry_after: str | None, body: str, settings: Settings
+    status: int, retry_after: str | None, body: str, settings: Settings, token: str | None
 ) -> FluxbaseChatError:
     """Return the exception for an upgrade that was answered with another status than 101."""
-    body = _redacted(body, settings)
+    body = _redacted(body, settings, token)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
@@ -189,11 +189,10 @@ def refusal(
     return HandshakeError(message, **details, retryable=status in _RETRYABLE, hint=hint)
 
 
-def _redacted(text: str, settings: Settings) -> str:
+def _redacted(text: str, settings: Settings, token: str | None) -> str:
     """Take the secrets out of what a server echoes."""
-    secrets = [settings.service_key, settings.token]
-    secrets += [value for name, value in settings.headers if name.lower() != "user-agent"]
-    for secret in secrets:
-        if isinstance(secret, str) and secret:
-            text = text.replace(secret, "***")
+    secrets = [settings.service_key, token, *(value for _, value in settings.headers)]
+    # The longest first: one may be a part of another.
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
     return text

@@ -96,14 +96,12 @@ class Session:
     @property
     def inside_callback(self) -> bool:
         """Whether the caller runs inside a callback."""
-        dispatcher = self._telling.dispatcher
-        return dispatcher is not None and dispatcher.inside
+        return self._telling.inside_callback
 
     @property
     def callback_errors(self) -> int:
-        """How many callbacks have raised since the client was connected."""
-        dispatcher = self._telling.dispatcher
-        return 0 if dispatcher is None else dispatcher.errors
+        """How many callbacks have raised."""
+        return self._telling.callback_errors
 
     def record(self, conversation_id: str) -> Record | None:
         """Return a conversation that was started by this client."""
@@ -149,12 +147,15 @@ class Session:
         with self._lock:
             if self._state == "connected":
                 return
+            patience = seconds
             if self._current is None:
                 self._recovering = False
                 self._open(seconds)
+                # It ends at the same deadline, and says what it was waiting for.
+                patience = None if seconds is None else seconds + _JOIN_SECONDS
             opening = self._opening
         with self.blocking():
-            opened = opening.wait(seconds)
+            opened = opening.wait(patience)
         if not opened:
             raise ConnectTimeoutError(
                 f"no connection to {self.settings.endpoint} within {seconds:g} s"
@@ -214,7 +215,7 @@ class Session:
     def wait_for_callbacks(self, deadline: Deadline) -> bool:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
         dispatcher = self._telling.dispatcher
-        return dispatcher is None or dispatcher.inside or dispatcher.wait_idle(deadline)
+        return dispatcher is None or self.inside_callback or dispatcher.wait_idle(deadline)
 
     def untold(self) -> int:
         """How many turns are unfinished whose end callbacks would hear of. Takes no lock."""
@@ -271,11 +272,11 @@ class Session:
                 self._telling.fail(entry, error)
             end_callbacks = self._telling.end(error)
             self._backoff.reset()
+        end_callbacks(deadline)
         for connection in connections:
             left = deadline.remaining()
             # Its thread waits for nothing but the same deadline, and then ends by itself.
             connection.join(None if left is None else left + _JOIN_SECONDS)
-        end_callbacks(deadline)
 
     # -- under the lock: the queue ----------------------------------------------------------
 
@@ -415,6 +416,7 @@ class Session:
         self._lock.then(lambda: opening.fail(error))
         while self._queue:
             self._fail(self._queue.popleft(), error)
+        self._telling.rest()
 
     def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
         """Start the threads; the lock is not held."""
@@ -444,7 +446,9 @@ class Session:
             if connection is self._current and not self._recover(error):
                 self._give_up(error)
 
-    def ended(self, connection: Connection, error: FluxbaseChatError) -> None:
+    def ended(
+        self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
+    ) -> None:
         """Fail what was on the wire; what was not goes over the next connection."""
         with self._lock:
             if connection in self._draining:
@@ -456,7 +460,10 @@ class Session:
             self._telling.lost(error)
             entry, self._on_wire = self._on_wire, None
             if entry is not None:
-                entry.restarts += 1
+                if entry.request in unsent:
+                    entry.request = None
+                elif not entry.sent:
+                    entry.restarts += 1
                 if entry.sent or entry.restarts > self.settings.reconnect_attempts:
                     self._fail(entry, error)
                 else:
@@ -465,6 +472,8 @@ class Session:
             if not self._recover(error):
                 self._state = "lost"
                 self._advance()  # what is queued is a call each, and tries once more
+                if not self._queue:
+                    self._telling.rest()
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""

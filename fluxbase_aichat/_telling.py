@@ -67,6 +67,15 @@ class Telling:
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
         self._context = contextvars.copy_context()
         self.dispatcher: Dispatcher | None = None
+        self.callback_errors: int = 0
+
+    def _failed(self) -> None:
+        self.callback_errors += 1
+
+    @property
+    def inside_callback(self) -> bool:
+        """Whether the caller runs inside a callback of this session. Takes no lock."""
+        return Dispatcher.inside(self.callbacks)
 
     # -- the callback thread ----------------------------------------------------------------
 
@@ -75,8 +84,14 @@ class Telling:
         if self.dispatcher is None:
             self._numbers += 1
             self._context = contextvars.copy_context()
-            self.dispatcher = Dispatcher(self.callbacks, self._numbers, self._drained)
+            self.dispatcher = Dispatcher(self.callbacks, self._numbers, self._failed, self._drained)
         return self.dispatcher
+
+    def rest(self) -> None:
+        """End the callback thread when it has told all: nothing more will come for now."""
+        dispatcher, self.dispatcher = self.dispatcher, None
+        if dispatcher is not None:
+            self._lock.then(dispatcher.finish)
 
     def end(self, error: FluxbaseChatError) -> Callable[[Deadline], None]:
         """Tell the connection's end; return what ends the callback thread without the lock."""

@@ -133,10 +133,16 @@ class _GuardedSocket:
     _closed = False  # websocket-client looks at this name of the standard library's sockets
 
     def __init__(
-        self, sock: socket.socket, settings: Settings, deadline: Deadline, waker: Waker
+        self,
+        sock: socket.socket,
+        settings: Settings,
+        token: str | None,
+        deadline: Deadline,
+        waker: Waker,
     ) -> None:
         self._sock = sock
         self._settings = settings
+        self._token = token
         self._deadline = deadline
         self._waker = waker
         self.opening = True
@@ -187,7 +193,7 @@ class _GuardedSocket:
         if head.status != 101:  # noqa: PLR2004 - Switching Protocols
             body = _handshake.read_body(self._sock, head, self._deadline, self._waker)
             retry_after = head.get("retry-after")
-            raise _handshake.refusal(head.status, retry_after, body, self._settings)
+            raise _handshake.refusal(head.status, retry_after, body, self._settings, self._token)
         for name in ("extensions", "protocol"):
             if head.get(f"sec-websocket-{name}") is not None:
                 raise HandshakeError(f"the server chose a WebSocket {name} that nobody offered")
@@ -246,7 +252,7 @@ class Transport:
         sock = open_socket(endpoint, settings.ssl_context, deadline, waker)
         try:
             limit = settings.limits.message_bytes
-            guard = _GuardedSocket(sock, settings, deadline, waker)
+            guard = _GuardedSocket(sock, settings, token, deadline, waker)
             ws = _WebSocket(limit)
             target = endpoint.target(token if settings.token_in_query else None)
             try:

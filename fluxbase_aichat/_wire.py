@@ -161,6 +161,13 @@ def _chat_started(message: dict[str, Any]) -> events.Event:
     )
 
 
+def _empty_content(message: dict[str, Any]) -> events.Event:
+    # With a delta it is part of a run; an empty one is left out by the server.
+    return events.Content(
+        conversation_id=_text(message, "conversation_id", required=True), raw=message
+    )
+
+
 def _progress(message: dict[str, Any]) -> events.Event:
     return events.Progress(
         conversation_id=_text(message, "conversation_id"),
@@ -245,6 +252,7 @@ def _cancelled(message: dict[str, Any]) -> events.Event:
 
 _BUILDERS: dict[str, Callable[[dict[str, Any]], events.Event]] = {
     "chat_started": _chat_started,
+    "content": _empty_content,
     "progress": _progress,
     "query_result": _query,
     "tool_result": _tool,
@@ -299,10 +307,10 @@ class Decoder:
         for payload in payloads:
             try:
                 message = self._message(payload)
-                if message.get("type") == "content":
+                if message.get("type") == "content" and message.get("delta") is not None:
                     conversation_id = _text(message, "conversation_id", required=True)
                     delta = _text(message, "delta")
-                    message.pop("delta", None)
+                    del message["delta"]
                     if run is None or run.rest != message:
                         run = ContentRun(conversation_id, [], message)
                         items.append(run)

@@ -83,6 +83,7 @@ class Screen:
     def answer(self, turn: Turn) -> None:
         """Show an answer from its first event to its last; raise what made it fail."""
         self._pending = ""
+        self._spinner.update(text=Text("Waiting for the answer...", style="cyan"))
         with self._drawing():
             for event in turn:
                 with self._lock:
@@ -102,7 +103,7 @@ class Screen:
         live = Live(
             console=self._console,
             get_renderable=self._growing,
-            auto_refresh=False,  # rich's own thread and a print in another get into each other's way
+            auto_refresh=False,  # rich's own thread and another's print garble each other
             redirect_stdout=False,
             redirect_stderr=False,
             transient=True,

@@ -14,7 +14,7 @@ from fluxbase_aichat.devserver import DevServer
 
 from ._screen import Screen
 
-__all__ = ["QUESTIONS", "converse", "demo"]
+__all__ = ["CHATBOT", "INTRODUCTION", "QUESTIONS", "demo"]
 
 QUESTIONS: Final = (
     "Show me the top 10 users by order count",
@@ -24,14 +24,15 @@ QUESTIONS: Final = (
 )
 """What the demo asks by itself."""
 
-_CHATBOT: Final = "sql-assistant"
+CHATBOT: Final = "sql-assistant"
+"""The chatbot that it asks."""
 _DELAY: Final = 0.03  # seconds between two words; a person sees them come
 
-_INTRODUCTION: Final = (
-    "A chat with [bold]{chatbot}[/bold], a chatbot of a dev server on this machine that answers "
-    "with SQL on a small shop's database. All goes through fluxbase_aichat's public API, over a "
-    "WebSocket."
+INTRODUCTION: Final = (
+    f"[bold]{CHATBOT}[/bold] answers questions about a small shop with SQL. It lives in a dev "
+    "server on this machine; all that follows goes through the library's public API."
 )
+"""What it says first, in rich's markup."""
 _YOUR_TURN: Final = (
     "Now you: ask something, such as [bold]Which category brings the most revenue?[/bold]\n"
     "[dim]Ctrl-C cancels an answer; an empty line or Ctrl-D ends the chat.[/dim]"
@@ -53,11 +54,13 @@ def demo() -> None:
         # The token is asked for again at every connection, so the chat may last for hours.
         FluxbaseAIChat(server.ws_url, token=server.token, exact_numbers=True) as chat,
     ):
-        console.print(_INTRODUCTION.format(chatbot=_CHATBOT))
+        console.print(INTRODUCTION)
         screen = Screen(console, live=live)
-        conversation = chat.conversation(_CHATBOT)
+        conversation = chat.conversation(CHATBOT)
         if not (terminal and sys.stdin.isatty()):
-            converse(screen, conversation)
+            for question in QUESTIONS:
+                screen.question(question)
+                screen.answer(conversation.send(question))
             return
         with contextlib.suppress(KeyboardInterrupt):  # between two answers: the chat is over
             for question in QUESTIONS:
@@ -66,13 +69,6 @@ def demo() -> None:
             screen.print(_YOUR_TURN)
             while question := _ask_user(screen):
                 _attempt(screen, conversation, question)
-
-
-def converse(screen: Screen, conversation: Conversation) -> None:
-    """Ask the demo's questions; the first error ends it."""
-    for question in QUESTIONS:
-        screen.question(question)
-        screen.answer(conversation.send(question))
 
 
 def _attempt(screen: Screen, conversation: Conversation, question: str) -> None:

@@ -15,20 +15,15 @@ _DAY: Final = 24 * 3600
 _DELAY: Final = 0.02
 
 _WELCOME: Final = """\
-The dev server listens at {url}. Ctrl-C ends it.
-
-    chat      {ws_url}
-    chatbots  sql-assistant, and others of the protocol's tests
-    token     for ann, good for a day and until the server ends:
-
-{token}
-
-To talk to it, in another terminal:
+The dev server listens at {url}; its chat is at {ws_url}.
+Ctrl-C ends it. To talk to its chatbot sql-assistant, in another terminal, as the user ann:
 
 export FLUXBASE_URL={ws_url}
 export FLUXBASE_TOKEN={token}
-python -c 'import fluxbase_aichat as f; c = f.FluxbaseAIChat.from_env(); print(c.ask(\
+python -c 'import fluxbase_aichat as f; print(f.FluxbaseAIChat.from_env().ask(\
 "sql-assistant", "Show me the top 10 users by order count"))'
+
+The token is good for a day, and for this run of the server only.
 """
 
 
@@ -52,14 +47,20 @@ python -c 'import fluxbase_aichat as f; c = f.FluxbaseAIChat.from_env(); print(c
     help="The time between two streamed words.",
 )
 def serve(port: int, host: str, delay: float) -> None:
-    """Run the dev server: a small shop to ask about, its users' passwords public.
+    """Run the dev server for your own clients to talk to.
 
-    It speaks the protocol of a real Fluxbase server and holds its data in memory.
+    It speaks the protocol of a real Fluxbase server, knows a small shop, and keeps all of it in
+    memory. Its passwords are public, so it serves this machine only.
     """
-    with DevServer(host, port, chunk_delay=delay) as server:
+    try:
+        server = DevServer(host, port, chunk_delay=delay)
+        server.start()
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    with server:
         token = server.token("ann", expires_in=_DAY)
-        click.echo(_WELCOME.format(url=server.url, ws_url=server.ws_url, token=token))
         try:
+            click.echo(_WELCOME.format(url=server.url, ws_url=server.ws_url, token=token), nl=False)
             server.serve_forever()
         except KeyboardInterrupt:
             click.echo("\nThe dev server has ended.")

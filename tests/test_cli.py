@@ -1,0 +1,518 @@
+"""The command line as a person meets it: processes of their own, some of them in a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import pytest
+from rich.console import Console
+
+from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, results
+from fluxbase_aichat.cli import _screen
+from fluxbase_aichat.cli._harmless import harmless
+from fluxbase_aichat.cli._screen import Screen
+from fluxbase_aichat.cli.demo import QUESTIONS
+from fluxbase_aichat.devserver import DevServer
+
+ROOT = Path(__file__).parent.parent
+DEADLINE = 30.0
+ESCAPE = "\x1b"
+PROMPT = "\u276f "
+
+COMMAND = (sys.executable, "-m", "fluxbase_aichat")
+# A new session whose terminal is standard input, as a terminal emulator starts a shell: only
+# then is a Ctrl-C that is typed there a SIGINT.
+IN_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import os, sys; os.login_tty(0); os.execv(sys.executable, sys.argv[1:])",
+    *COMMAND,
+)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process, the same wherever the tests run."""
+    unwanted = {"FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "CI"}
+    kept = {name: value for name, value in os.environ.items() if name not in unwanted}
+    path = os.pathsep.join(filter(None, [variables.pop("first_on_path", ""), str(ROOT)]))
+    return kept | {"PYTHONPATH": path, "PYTHONUTF8": "1"} | variables
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command without a terminal."""
+    return subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, *arguments],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Give processes a SIGINT that is not ignored, as a shell in the background hands it down."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+class Process:
+    """A running command: what it prints is waited for, and it is gone at the end."""
+
+    def __init__(self, *arguments: str, terminal: bool = False, **variables: str) -> None:
+        command = [*(IN_TERMINAL if terminal else COMMAND), *arguments]
+        variables = {"PYTHONUNBUFFERED": "1"} | variables
+        self.text = ""
+        self._raw = b""
+        self._seen = 0
+        if terminal:
+            self._end, inner = os.openpty()
+            outer = inner
+        else:
+            inner = subprocess.DEVNULL
+            self._end, outer = os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command
+                command,
+                cwd=ROOT,
+                env=environment(**variables),
+                stdin=inner,
+                stdout=outer,
+                stderr=outer,
+            )
+        finally:
+            os.close(outer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._end)
+
+    def until(self, *markers: str) -> str:
+        """Read until the markers have come, in this order; return what came up to the last."""
+        until = time.monotonic() + DEADLINE
+        begin = self._seen
+        for marker in markers:
+            while (found := self.text.find(marker, self._seen)) < 0:
+                assert self._read(until), f"{marker!r} did not come in {self.text[begin:]!r}"
+            self._seen = found + len(marker)
+        return self.text[begin : self._seen]
+
+    def end(self) -> tuple[int, str]:
+        """Read until it has ended; return its exit code and what came since the last marker."""
+        until = time.monotonic() + DEADLINE
+        while self._read(until):
+            pass
+        return self._process.wait(DEADLINE), self.text[self._seen :]
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._end, text.encode())
+
+    def interrupt(self) -> None:
+        """Send what Ctrl-C sends."""
+        self._process.send_signal(signal.SIGINT)
+
+    def _read(self, until: float) -> bool:
+        """Read what there is, without the sequences that colour it; `False` at the end."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._end, selectors.EVENT_READ)
+            if not selector.select(max(0.0, until - time.monotonic())):
+                pytest.fail(f"nothing came in time after {self.text!r}")
+        try:
+            data = os.read(self._end, 65536)
+        except OSError:  # how Linux says that nobody has the terminal open any more
+            return False
+        # All of it again: a sequence or a character may have come in two pieces.
+        self._raw += data
+        self.text = harmless(self._raw.decode(errors="replace"))
+        return bool(data)
+
+
+# -- the demo without a terminal --------------------------------------------------------------
+
+
+def test_the_demo_without_a_terminal_runs_its_questions() -> None:
+    """Every question gets its progress, SQL, table, words and tokens; then it ends well."""
+    ran = run("demo")
+    assert (0, "") == (ran.returncode, ran.stderr)
+    position = 0
+    for part in (
+        QUESTIONS[0],
+        "[thinking] Thinking...",
+        "Let me count the orders of each user.",
+        "[querying] Executing: users by orders",
+        "SELECT u.name, count(*) AS orders",
+        "name           orders   revenue\n",
+        "Calm Heron         34   4076.60\n",
+        "The top user is Calm Heron with 34 orders.",
+        "444 tokens (418 read, 26 written) · ",
+        QUESTIONS[1],
+        "Dapper Heron   4604.70       27\n",
+        QUESTIONS[2],
+        "2025-03-01   5232.50       35\n",
+        QUESTIONS[3],
+        "Query failed to execute",
+        "I could not answer that",
+    ):
+        position = ran.stdout.index(part, position) + len(part)
+
+
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}], ids=str)
+def test_the_demo_without_a_terminal_is_plain_text(variables: dict[str, str]) -> None:
+    """Nothing in it moves a cursor or sets a colour, whatever the environment wants."""
+    ran = run("demo", **variables)
+    assert 0 == ran.returncode
+    assert ESCAPE not in ran.stdout
+    assert "\r" not in ran.stdout
+
+
+def test_the_demo_prints_to_a_terminal_of_an_old_encoding() -> None:
+    """What ASCII lacks is replaced; nothing fails."""
+    ran = run("demo", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (0, "") == (ran.returncode, ran.stderr)
+    assert f"> {QUESTIONS[0]}\n" in ran.stdout
+
+
+def test_a_reader_who_leaves_gets_no_traceback() -> None:
+    """`fluxbase-aichat demo | head -1` is quiet."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [*COMMAND, "demo"],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            timeout=DEADLINE,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (1, b"") == (ran.returncode, ran.stderr)
+
+
+# -- the demo in a terminal -------------------------------------------------------------------
+
+
+def test_the_demo_in_a_terminal_takes_questions() -> None:
+    """After its own questions it answers the user's, until an empty line."""
+    with Process("demo", terminal=True, TERM="xterm-256color") as demo:
+        demo.until(*QUESTIONS, "Now you", PROMPT)
+        demo.type("How many users are there per country?\r")
+        demo.until("country   users", "Hungary       8", "from 5 countries", " tokens", PROMPT)
+        demo.type("\r")
+        assert 0 == demo.end()[0]
+
+
+def test_ctrl_c_cancels_an_answer_and_the_chat_goes_on() -> None:
+    """The answer ends, the next question is answered in the same conversation; Ctrl-D ends it."""
+    with Process("demo", terminal=True, TERM="xterm-256color") as demo:
+        demo.until("Now you", PROMPT)
+        demo.type("flood 5000 3\r")
+        demo.until("xxx")
+        demo.type("\x03")
+        assert "Traceback" not in demo.until("Cancelled.", PROMPT)
+        demo.type("say still here\r")
+        demo.until("still here", " tokens", PROMPT)
+        demo.type("\x04")
+        assert 0 == demo.end()[0]
+
+
+def test_ctrl_c_at_the_prompt_ends_the_demo() -> None:
+    """It ends well, without a traceback."""
+    with Process("demo", terminal=True, TERM="xterm-256color") as demo:
+        demo.until("Now you", PROMPT)
+        demo.type("\x03")
+        code, rest = demo.end()
+        assert 0 == code
+        assert "Traceback" not in rest
+
+
+def test_ctrl_c_during_the_demos_questions_cancels_the_one() -> None:
+    """The next of them follows."""
+    with Process("demo", terminal=True, TERM="xterm-256color") as demo:
+        demo.until(QUESTIONS[0], "Let me")
+        demo.type("\x03")
+        shown = demo.until(QUESTIONS[1])
+        assert "Cancelled." in shown
+        demo.until("The top user by revenue", "Now you", PROMPT)
+        demo.type("\x04")
+        assert 0 == demo.end()[0]
+
+
+def test_an_error_in_the_users_chat_is_a_line() -> None:
+    """A failing answer is told, and the next question can be asked."""
+    with Process("demo", terminal=True, TERM="xterm-256color") as demo:
+        demo.until("Now you", PROMPT)
+        demo.type("fail\r")
+        shown = demo.until("Error: Error generating response (STREAM_ERROR)", PROMPT)
+        assert "Traceback" not in shown
+        demo.type("cut\r")
+        demo.until("Error: ", PROMPT)
+        demo.type("say back again\r")
+        demo.until("back again", PROMPT)
+        demo.type("\r")
+        assert 0 == demo.end()[0]
+
+
+def test_a_terminal_that_can_do_nothing_gets_plain_text() -> None:
+    """No cursor is moved in one without the means."""
+    with Process("demo", terminal=True, TERM="dumb") as demo:
+        demo.until(*QUESTIONS, "Now you", PROMPT)
+        demo.type("\x04")
+        assert 0 == demo.end()[0]
+
+
+# -- serve ------------------------------------------------------------------------------------
+
+
+def test_serve_says_how_to_connect_and_answers() -> None:
+    """What it prints is enough for a client; Ctrl-C ends it with 0 and no traceback."""
+    with Process("serve", "--port", "0", "--delay", "0") as serve:
+        shown = serve.until("this run of the server only.\n")
+        assert re.search(r"listens at http://127\.0\.0\.1:\d+;", shown)
+        settings = dict(re.findall(r"^export (\w+)=(\S+)$", shown, re.MULTILINE))
+        with FluxbaseAIChat(settings["FLUXBASE_URL"], token=settings["FLUXBASE_TOKEN"]) as chat:
+            reply = chat.ask("sql-assistant", "How many orders are there?")
+        assert "There are **420** orders" in reply.text
+        serve.interrupt()
+        assert (0, "\nThe dev server has ended.\n") == serve.end()
+
+
+def test_what_serve_prints_can_be_pasted_into_a_shell() -> None:
+    """The lines for another terminal work there as they are."""
+    with Process("serve", "--port", "0", "--delay", "0") as serve:
+        shown = serve.until("this run of the server only.\n")
+        lines = shown[shown.index("export FLUXBASE_URL") : shown.index("\nThe token")]
+        lines = lines.replace("python -c", f"'{sys.executable}' -c")
+        ran = subprocess.run(  # noqa: S603 - our own lines
+            ["/bin/sh", "-c", lines],
+            env=environment(),
+            capture_output=True,
+            encoding="utf-8",
+            timeout=DEADLINE,
+            check=False,
+        )
+        assert (0, "") == (ran.returncode, ran.stderr)
+        assert "The top user is **Calm Heron**" in ran.stdout
+        serve.interrupt()
+        assert 0 == serve.end()[0]
+
+
+def test_serve_on_a_port_in_use_is_told_in_a_line() -> None:
+    """The error names the port."""
+    with DevServer() as server:
+        port = server.url.rpartition(":")[2]
+        ran = run("serve", "--port", port)
+    assert 1 == ran.returncode
+    assert ran.stderr.startswith(f"Error: cannot listen on 127.0.0.1:{port}: ")
+    assert 1 == ran.stderr.count("\n")
+
+
+def test_serve_serves_this_machine_only() -> None:
+    """Another address is refused in one readable line."""
+    ran = run("serve", "--host", "0.0.0.0")  # noqa: S104 - which is the point
+    assert 1 == ran.returncode
+    assert "Error: the dev server serves loopback only, not '0.0.0.0'\n" == ran.stderr
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_that_is_none_is_a_wrong_call(port: str) -> None:
+    """The exit code is that of a wrong call, and the message names the option."""
+    ran = run("serve", "--port", port)
+    assert 2 == ran.returncode
+    assert "'--port'" in ran.stderr
+
+
+# -- the command itself -----------------------------------------------------------------------
+
+
+def test_help_lists_the_commands() -> None:
+    """`--help` and no command at all say what there is."""
+    ran = run("--help")
+    assert 0 == ran.returncode
+    assert re.search(r"^  demo  .+\n  serve  .+$", ran.stdout, re.MULTILINE)
+    assert ran.stdout == run().stderr
+
+
+def test_version() -> None:
+    """`--version` names the program."""
+    ran = run("--version")
+    assert 0 == ran.returncode
+    assert ran.stdout.startswith("fluxbase-aichat, version ")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("click", "cli"), ("rich", "cli"), ("wsproto", "devserver")]
+)
+def test_a_missing_extra_is_told_with_the_line_that_installs_it(
+    module: str, extra: str, tmp_path: Path
+) -> None:
+    """One line on stderr, and the exit code of a wrong call."""
+    (tmp_path / f"{module}.py").write_text(
+        f"raise ModuleNotFoundError('no {module}', name='{module}')", encoding="utf-8"
+    )
+    ran = run("demo", first_on_path=str(tmp_path))
+    assert (2, "") == (ran.returncode, ran.stdout)
+    assert ran.stderr.startswith("Error: ")
+    assert ran.stderr.endswith(f"needs {module}: pip install 'fluxbase-aichat[{extra}]'\n")
+    assert 1 == ran.stderr.count("\n")
+
+
+def test_the_library_needs_none_of_it() -> None:
+    """`import fluxbase_aichat` imports neither click nor rich."""
+    program = "import fluxbase_aichat, sys; print({'click', 'rich'} & set(sys.modules))"
+    ran = subprocess.run(  # noqa: S603 - our own program
+        [sys.executable, "-c", program],
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=DEADLINE,
+        check=True,
+    )
+    assert "set()\n" == ran.stdout
+
+
+# -- what is shown ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def console() -> Console:
+    """Print into memory, 40 characters wide."""
+    return Console(file=io.StringIO(), width=40, color_system=None, highlight=False)
+
+
+def printed(console: Console) -> str:
+    """Return what was printed."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def show(console: Console, *scripts: str) -> None:
+    """Show the dev server's answers to some scripts."""
+    with (
+        DevServer() as server,
+        FluxbaseAIChat(server.ws_url, token=server.token) as chat,
+        contextlib.suppress(ProviderError),
+    ):
+        conversation = chat.conversation("sql-assistant")
+        for script in scripts:
+            Screen(console, live=False).answer(conversation.send(script))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain, zażółć 😀\n\ttext", "plain, zażółć 😀\n\ttext"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07after", "after"),
+        ("\x1b]8;;http://example.com\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bP1$r\x1b\\after", "after"),
+        ("\x1bcreset \x1b(0graphics", "reset graphics"),
+        ("\x9b31mred \x9d0;title\x9cafter", "red after"),
+        ("a\x00b\x07c\x08d\x7fe\x85f\rg", "abcdefg"),
+        ("one\r\ntwo", "one\ntwo"),
+        ("\x1b[", "["),
+        ("\x1b]0;no end", "]0;no end"),
+        ("evil\u202egnp.exe\u2066", "evilgnp.exe"),
+        ("half \ud83d", "half \ufffd"),
+    ],
+)
+def test_text_is_made_harmless(text: str, expected: str) -> None:
+    """No escape sequence and no control character but newline and tab is left."""
+    assert expected == harmless(text)
+
+
+def test_the_servers_text_is_harmless_wherever_it_is_shown(console: Console) -> None:
+    """Words, SQL, names of columns, values: none sends the terminal a sequence."""
+    evil = f"{ESCAPE}]0;owned\x07{ESCAPE}[2J"
+    show(console, f"say {evil}hello\nsql SELECT '{evil}value' AS \"{evil}name\"\n---\nfail")
+    text = printed(console)
+    assert ESCAPE not in text
+    assert "hello" in text
+    assert "name \n─" in text
+    assert "value\n" in text
+
+
+def test_a_table_is_cut_to_the_width(console: Console) -> None:
+    """No line is longer than the terminal is wide; what was cut off is marked."""
+    columns = ", ".join(f"'{'long ' * 20}' AS column_{i}" for i in range(4))
+    show(console, f"sql SELECT {columns}, 12.5 AS number")
+    lines = printed(console).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert any("…" in line for line in lines)
+
+
+def test_many_rows_are_cut_and_counted(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest is a number."""
+    monkeypatch.setattr(_screen, "_ROWS", 3)
+    show(console, "sql SELECT id FROM shop.orders ORDER BY id")
+    assert " 3\n… and 417 more rows\n" in printed(console)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, None], ["1", "null"]),
+        (["2026-02-28T00:00:00Z", None], ["2026-02-28", "null"]),
+        (["2026-02-28T00:00:00Z", "2026-02-28T12:34:56Z"],
+         ["2026-02-28 00:00:00", "2026-02-28 12:34:56"]),
+        (["2026-02-28T00:00:00Z", "later"], ["2026-02-28T00:00:00Z", "later"]),
+        (["two\n lines", True], ["two lines", "True"]),
+    ],
+)  # fmt: skip
+def test_values_are_shown_as_people_write_them(
+    values: Sequence[object], expected: list[str]
+) -> None:
+    """Dates without a time, a null by its name, all on one line."""
+    assert expected == [cell.plain for cell in _screen._cells(values)]
+
+
+def test_a_query_is_broken_before_its_clauses_only(console: Console) -> None:
+    """Quoted text stays as it is."""
+    query = "SELECT 'a FROM b' AS x FROM t WHERE y ORDER BY z"
+    Screen(console, live=False)._result(QueryResult(query=query))
+    assert "SELECT 'a FROM b' AS x\nFROM t\nWHERE y\nORDER BY z\n" in printed(console)
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("one line", ""),
+        ("one\n\ntwo", "one\n\n"),
+        ("one\n\ntwo\n\nthree", "one\n\ntwo\n\n"),
+        ("```\ncode\n\nmore", ""),
+        ("```\ncode\n\nmore\n```\n\nafter", "```\ncode\n\nmore\n```\n\n"),
+        ("one\n", ""),
+    ],
+)
+def test_paragraphs_are_complete_at_a_blank_line(text: str, complete: str) -> None:
+    """A blank line inside a fence ends nothing."""
+    assert complete == text[: _screen._complete(text)]
+
+
+def test_an_answer_without_usage_has_no_tokens() -> None:
+    """What the server does not tell is not shown."""
+    assert "12 ms" == _screen._footer(results.Reply(duration=0.012)).plain
+    assert "" == _screen._footer(results.Reply()).plain
