@@ -21,11 +21,21 @@ from .errors import (
     ConfigurationError,
     ConnectError,
     ConnectTimeoutError,
+    FluxbaseChatError,
     NotConnectedError,
     TLSError,
 )
 
-__all__ = ["Waker", "call", "check_ssl_context", "open_socket", "pause", "wait_for"]
+__all__ = [
+    "Waker",
+    "call",
+    "check_ssl_context",
+    "connect_tcp",
+    "open_socket",
+    "pause",
+    "tune",
+    "wait_for",
+]
 
 T = TypeVar("T")
 
@@ -154,32 +164,42 @@ def check_ssl_context(value: object) -> None:
         )
 
 
+Opener = Callable[[Deadline, Waker], socket.socket]
+
+
 def open_socket(
-    endpoint: Endpoint, context: ssl.SSLContext | None, deadline: Deadline, waker: Waker
+    endpoint: Endpoint,
+    context: ssl.SSLContext | None,
+    deadline: Deadline,
+    waker: Waker,
+    through: Opener | None = None,
 ) -> socket.socket:
     """Connect to the endpoint and return a non-blocking socket, with TLS if it is secure.
 
+    `through` opens the way to it in place of a plain TCP connection: a proxy's.
     Raises `ConnectError` (`ConnectTimeoutError`, `TLSError`) or `NotConnectedError`.
     """
-    step = "looking up the name"
+    step = "looking up the name, waiting for TCP"
     sock = None
     try:
-        addresses = _resolve(endpoint, deadline, waker)
-        step = "waiting for TCP"
-        sock = _connect(addresses, deadline, waker)
+        if through is not None:
+            sock = through(deadline, waker)
+        else:
+            sock = connect_tcp(endpoint.host, endpoint.port, deadline, waker)
         if endpoint.secure:
             step = "waiting for TLS"
             sock = _start_tls(sock, endpoint.host, context, deadline, waker)
     except BaseException as error:
         if sock is not None:
             sock.close()
+        if isinstance(error, FluxbaseChatError):
+            raise
         if isinstance(error, ssl.SSLError):
             raise _tls_error(endpoint, error) from error
         if isinstance(error, TimeoutError) and error.errno is None:
+            step = str(error) or step
             raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
         if isinstance(error, OSError):
-            if isinstance(error, NotConnectedError):
-                raise
             why = error.strerror or str(error)
             raise ConnectError(f"cannot connect to {endpoint}: {why}") from error
         if isinstance(error, (RuntimeError, ValueError)):
@@ -189,11 +209,26 @@ def open_socket(
     return sock
 
 
+def connect_tcp(host: str, port: int, deadline: Deadline, waker: Waker) -> socket.socket:
+    """Look a name up and connect to one of its addresses; raise `OSError` or `TimeoutError`."""
+    try:
+        addresses = _resolve(host, port, deadline, waker)
+    except TimeoutError as error:
+        if error.errno is None:
+            raise TimeoutError("looking up the name") from None
+        raise
+    try:
+        return _connect(addresses, deadline, waker)
+    except TimeoutError as error:
+        if error.errno is None:
+            raise TimeoutError("waiting for TCP") from None
+        raise
+
+
 _Address = tuple[Any, ...]
 
 
-def _resolve(endpoint: Endpoint, deadline: Deadline, waker: Waker) -> list[_Address]:
-    host, port = endpoint.host, endpoint.port
+def _resolve(host: str, port: int, deadline: Deadline, waker: Waker) -> list[_Address]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -219,12 +254,7 @@ def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        tune(sock)
         code = sock.connect_ex(where)
         if code in {errno.EINPROGRESS, errno.EWOULDBLOCK}:
             wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
@@ -235,6 +265,16 @@ def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.
         sock.close()
         raise
     return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what every socket of ours has: it never waits, delays no small frame, and keeps alive."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _start_tls(

@@ -249,7 +249,12 @@ class Transport:
         when the waker was stopped, `NotConnectedError`.
         """
         endpoint = settings.endpoint
-        sock = open_socket(endpoint, settings.ssl_context, deadline, waker)
+        through = None
+        if settings.proxy is not None:
+            from ._proxy import opener  # noqa: PLC0415 - few need it, and urllib.request is large
+
+            through = opener(settings)
+        sock = open_socket(endpoint, settings.ssl_context, deadline, waker, through)
         try:
             limit = settings.limits.message_bytes
             guard = _GuardedSocket(sock, settings, token, deadline, waker)

@@ -65,6 +65,8 @@ class FluxbaseAIChat:
         timeouts: a `Timeouts`, or seconds for connect, start and idle.
         limits: a `Limits`.
         ssl_context: how to trust the server; by default as the system does.
+        proxy: the URL of a proxy (`http://`, or `socks5://` with the `socks` extra), or `"env"`
+            for what the environment says; a server on this machine is reached directly.
         allow_insecure: allow credentials over `ws://` to another machine.
         exact_numbers: numbers with a fraction in query results become `decimal.Decimal`.
 
@@ -98,6 +100,7 @@ class FluxbaseAIChat:
         timeouts: Timeouts | float = Timeouts(),  # noqa: B008 - frozen
         limits: Limits = Limits(),  # noqa: B008 - frozen
         ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         allow_insecure: bool = False,
         exact_numbers: bool = False,
     ) -> None:
@@ -114,6 +117,7 @@ class FluxbaseAIChat:
             timeouts=timeouts,
             limits=limits,
             ssl_context=ssl_context,
+            proxy=proxy,
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
         )

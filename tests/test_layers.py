@@ -21,6 +21,7 @@ LAYERS = [
     ["_protocol"],
     ["_watch", "_net"],
     ["_handshake"],
+    ["_proxy"],
     ["_transport"],
     ["_connection"],
     ["_answer"],
@@ -44,7 +45,7 @@ IMPURE = {
 # Which modules may import what has one owner.
 OWNERS = {
     "websocket": {"_transport"},
-    "socket": {"_net", "_handshake", "_transport"},
+    "socket": {"_net", "_handshake", "_proxy", "_transport"},
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
     "json": {"_wire", "_handshake"},
