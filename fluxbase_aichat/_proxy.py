@@ -45,7 +45,7 @@ def _choose(settings: Settings) -> Proxy | None:
         return None
     if isinstance(settings.proxy, Proxy):
         return settings.proxy
-    if urllib.request.proxy_bypass_environment(endpoint.authority):
+    if urllib.request.proxy_bypass(endpoint.authority):
         return None
     proxies = urllib.request.getproxies_environment()
     url = proxies.get("https" if endpoint.secure else "http") or proxies.get("all")

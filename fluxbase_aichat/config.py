@@ -277,7 +277,7 @@ class Proxy:
 def parse_proxy(value: object) -> Proxy | Literal["env"] | None:
     """Read a `proxy`: a URL, `"env"` or `None`; raise `ConfigurationError` for anything else."""
     if value is None or value == "env" or isinstance(value, Proxy):
-        return value  # type: ignore[return-value]
+        return value
     url = check_name("proxy", value, what='a URL such as http://proxy.example:3128, or "env"')
     try:
         parts = urlsplit(url)
