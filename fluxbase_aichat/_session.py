@@ -250,7 +250,7 @@ class Session:
             record.answer = answer
 
     def _cancel(self, entry: Entry) -> None:
-        if not entry.ended:
+        if not entry.over:
             self._take_off(entry)
             self._conversations.release(entry)
             self._telling.fail(entry, TurnCancelledError("the turn was cancelled"))
@@ -258,7 +258,7 @@ class Session:
 
     def _end(self, entry: Entry, error: FluxbaseChatError) -> None:
         """End an entry as a cancel does, for a reason that the client found."""
-        if not entry.ended:
+        if not entry.over:
             self._take_off(entry)
             self._fail(entry, error)
             self._advance()
@@ -285,6 +285,7 @@ class Session:
     def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
         outcome = entry.outcome
         assert outcome is not None  # noqa: S101 - a start has one
+        entry.over = True
         self._lock.then(lambda: outcome.resolve(conversation_id))
 
     # -- under the lock: the connection -----------------------------------------------------
@@ -397,7 +398,7 @@ class Session:
             if request is None:
                 if not isinstance(item, Malformed):
                     with self._lock:
-                        self._telling.post([item])
+                        self._telling.stray(item)
             elif request.silenced:
                 with self._lock:
                     self._advance()
@@ -427,7 +428,7 @@ class Session:
     def _finish(self, entry: Entry, item: Item) -> None:
         """Put the next on the wire after a turn has ended there; then its waiters hear."""
         with self._lock:
-            if entry.ended or entry is not self._on_wire:
+            if entry.over or entry is not self._on_wire:
                 return
             self._on_wire = None
             if isinstance(item, events.Done):
