@@ -52,7 +52,7 @@ class Entry:
     turn_limit: float | None = None
     request: Request | None = None
     """What was written of it last."""
-    over: bool = False
+    ended: bool = False
     """How it ends is decided; its waiters hear when the session's lock is released."""
     restarts: int = 0
     """How often the connection was lost under its start, before its message was written."""

@@ -250,7 +250,7 @@ class Session:
             record.answer = answer
 
     def _cancel(self, entry: Entry) -> None:
-        if not entry.over:
+        if not entry.ended:
             self._take_off(entry)
             self._conversations.release(entry)
             self._telling.fail(entry, TurnCancelledError("the turn was cancelled"))
@@ -258,7 +258,7 @@ class Session:
 
     def _end(self, entry: Entry, error: FluxbaseChatError) -> None:
         """End an entry as a cancel does, for a reason that the client found."""
-        if not entry.over:
+        if not entry.ended:
             self._take_off(entry)
             self._fail(entry, error)
             self._advance()
@@ -285,7 +285,7 @@ class Session:
     def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
         outcome = entry.outcome
         assert outcome is not None  # noqa: S101 - a start has one
-        entry.over = True
+        entry.ended = True
         self._lock.then(lambda: outcome.resolve(conversation_id))
 
     # -- under the lock: the connection -----------------------------------------------------
@@ -428,7 +428,7 @@ class Session:
     def _finish(self, entry: Entry, item: Item) -> None:
         """Put the next on the wire after a turn has ended there; then its waiters hear."""
         with self._lock:
-            if entry.over or entry is not self._on_wire:
+            if entry.ended or entry is not self._on_wire:
                 return
             self._on_wire = None
             if isinstance(item, events.Done):

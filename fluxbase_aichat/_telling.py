@@ -149,7 +149,7 @@ class Telling:
     def _fail(
         self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
     ) -> None:
-        entry.over = True
+        entry.ended = True
         error = fresh(error)
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
@@ -170,7 +170,7 @@ class Telling:
         """End a turn whose answer is whole."""
         answer = entry.answer
         assert answer is not None  # noqa: S101 - a turn has one
-        entry.over = True
+        entry.ended = True
         self._lock.then(lambda: answer.finish(done))
         self.post([done], entry, last=True)
 
