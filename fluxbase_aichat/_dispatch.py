@@ -132,6 +132,8 @@ class Post:
     """The turn that they belong to; once it is cancelled they are dropped."""
     last: bool = False
     """Whether the turn has ended with them."""
+    stray: bool = False
+    """Whether they belong to no request: only `on_event` hears of them."""
     size: int = 0
     """The bytes that they came in."""
     joined: bool = False
@@ -293,6 +295,12 @@ class Dispatcher:
         for item in post.items:
             if self._dropped:
                 return
+            if post.stray:
+                stray = item.events() if isinstance(item, ContentRun) else [item]
+                for event in stray:
+                    if isinstance(event, events.Event):
+                        self._call(self._callbacks.on_event, event, event)
+                continue
             if isinstance(item, ContentRun):
                 self._tell_run(item, answer)
             elif isinstance(item, Failure):

@@ -53,6 +53,8 @@ class Entry:
     turn_limit: float | None = None
     request: Request | None = None
     """What was written of it last."""
+    ended: bool = False
+    """How it ends is decided; its waiters hear when the session's lock is released."""
     restarts: int = 0
     """How often the connection was lost under its start, before its message was written."""
 
@@ -62,13 +64,6 @@ class Entry:
         if self.outcome is not None:
             return self.request is not None
         return isinstance(self.request, Message)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was resolved."""
-        if self.outcome is not None:
-            return self.outcome.done
-        return self.answer is not None and self.answer.ended.is_set()
 
     def after_fork(self, error: FluxbaseChatError) -> None:
         """Fail, in a child process."""

@@ -220,7 +220,7 @@ class ChatProtocol:
             self._chatbot = (request.chatbot, request.namespace)
             self._identity = (request.impersonate_user_id,)
         elif isinstance(item, events.ErrorEvent) and item.code == "NO_SESSION":
-            self._started.discard(item.conversation_id)
+            self._started.discard(request.conversation_id or "")
 
 
 # The class for each code of the server; every other code is a plain ServerError.

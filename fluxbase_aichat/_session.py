@@ -370,6 +370,7 @@ class Session:
     def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
         outcome = entry.outcome
         assert outcome is not None  # noqa: S101 - a start has one
+        entry.ended = True
         self._lock.then(lambda: outcome.resolve(conversation_id))
 
     # -- under the lock: the connection -----------------------------------------------------
@@ -512,7 +513,7 @@ class Session:
             if request is None:
                 if not isinstance(item, Malformed):
                     with self._lock:
-                        self._telling.post([item])
+                        self._telling.stray(item)
             elif request.silenced:
                 with self._lock:
                     self._advance()

@@ -146,10 +146,17 @@ class Telling:
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if dispatcher is not None and self.callbacks.any:
-            post = Post(context, items, answer, last, size)
+            post = Post(context, items, answer, last=last, size=size)
             self._lock.then(lambda: dispatcher.post(post))
         elif last and answer is not None:
             self._lock.then(answer.callbacks_run.set)
+
+    def stray(self, item: Item) -> None:
+        """Tell `on_event`, and nobody else, of what belongs to no request."""
+        dispatcher = self.dispatcher
+        if dispatcher is not None and self.callbacks.any:
+            post = Post(self._context, [item], stray=True)
+            self._lock.then(lambda: dispatcher.post(post))
 
     def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
         """End an entry with an error that the server sent as `items`, or that its caller made."""
@@ -162,6 +169,7 @@ class Telling:
     def _fail(
         self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
     ) -> None:
+        entry.ended = True
         error = fresh(error)
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
@@ -182,6 +190,7 @@ class Telling:
         """End a turn whose answer is whole."""
         answer = entry.answer
         assert answer is not None  # noqa: S101 - a turn has one
+        entry.ended = True
         self._lock.then(lambda: answer.finish(done))
         self.post([done], entry, last=True)
 

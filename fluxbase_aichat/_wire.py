@@ -311,10 +311,14 @@ class Decoder:
                     conversation_id = _text(message, "conversation_id", required=True)
                     delta = _text(message, "delta")
                     del message["delta"]
-                    if run is None or run.rest != message:
-                        run = ContentRun(conversation_id, [], message)
-                        items.append(run)
-                    run.deltas.append(delta)
+                    if run is not None and run.rest == message:
+                        run.deltas.append(delta)
+                        continue
+                    started = ContentRun(conversation_id, [delta], message)
+                    items.append(started)
+                    # 1 equals True and 1.0 here, and not on the wire: only text is compared.
+                    plain = all(type(value) is str for value in message.values())
+                    run = started if plain else None
                 else:
                     run = None
                     items.append(_event(message))

@@ -51,6 +51,9 @@ __all__ = [
 WAIT: Final = 5.0
 """Seconds that anything may take that is going to happen."""
 
+SILENCE: Final = 20.0
+"""Seconds after which a client that neither speaks nor reads has failed its test."""
+
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 Script = Callable[["Peer"], object]
@@ -378,6 +381,8 @@ class Peer:
     def _fill(self) -> None:
         try:
             data = self._sock.recv(65536)
+        except TimeoutError:
+            raise AssertionError(f"the client said nothing for {SILENCE:g} s") from None
         except OSError as gone:
             raise Gone from gone
         if not data:
@@ -490,6 +495,7 @@ class RawServer:
             except OSError:
                 return
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(SILENCE)
             with self._changed:
                 if self._stopping:
                     sock.close()

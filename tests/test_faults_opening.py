@@ -1,19 +1,24 @@
 """Faults of opening a connection (H): each ends in one typed error, by its deadline."""
-# ruff: noqa: SIM300 - the expected value stands first
 
 from __future__ import annotations
 
+import contextlib
+import datetime as dt
 import select
 import socket
+import ssl
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
-from helpers import Heard
+import trustme
+from helpers import Heard, counting, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from servers import Gate, Peer, RawServer, content, done, refusing_port, text
 
-from fluxbase_aichat import FluxbaseAIChat, Timeouts, _handshake
+from fluxbase_aichat import FluxbaseAIChat, Timeouts, _handshake, _net
 from fluxbase_aichat.errors import (
     AuthenticationError,
     ConnectError,
@@ -21,8 +26,10 @@ from fluxbase_aichat.errors import (
     FeatureDisabledError,
     FluxbaseChatError,
     HandshakeError,
+    NotConnectedError,
     PermissionDeniedError,
     RateLimitError,
+    TLSError,
 )
 
 NO_LIMIT = Timeouts(connect=None)
@@ -424,3 +431,209 @@ def test_h13_whole_turn_behind_the_head() -> None:
 
     with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
         assert "You said: Hi" == chat.ask("support", "Hi").text
+
+
+# -- H02, H04 -------------------------------------------------------------------------------
+
+
+def test_h02_name_lookup_hangs(monkeypatch) -> None:
+    """A look-up that does not return is left behind, on a daemon thread, at the deadline."""
+    over, names = Gate(), []
+    getaddrinfo = socket.getaddrinfo
+
+    def hanging(host, *args, **options):
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return getaddrinfo(host, *args, **options)
+        names.append((host, threading.current_thread().daemon))
+        over.wait()
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    chat = FluxbaseAIChat("wss://chat.example")
+    began = time.monotonic()
+    with pytest.raises(ConnectTimeoutError):
+        chat.connect(timeout=0.2)
+    assert 0.2 <= time.monotonic() - began < 2
+    chat.disconnect()
+    over.open()
+    assert [("chat.example", True)] == names
+
+
+def test_h02_disconnect_while_a_lookup_hangs(monkeypatch) -> None:
+    """disconnect() does not wait for a look-up either."""
+    asked, over = Gate(), Gate()
+    getaddrinfo = socket.getaddrinfo
+
+    def hanging(host, *args, **options):
+        if options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return getaddrinfo(host, *args, **options)
+        asked.open()
+        over.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hanging)
+    chat = FluxbaseAIChat("ws://chat.example", timeouts=NO_LIMIT)
+    connecting = run(chat.connect)
+    asked.wait()
+    chat.disconnect(timeout=None)
+    with pytest.raises(NotConnectedError):
+        connecting.result()
+    over.open()
+
+
+def test_h02_no_such_name(monkeypatch) -> None:
+    """A name that does not exist is a ConnectError with its cause."""
+
+    def unknown(*args, **options):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(ConnectError) as caught, FluxbaseAIChat("ws://chat.example"):
+        pass
+    assert isinstance(caught.value.__cause__, socket.gaierror)
+
+
+@pytest.fixture
+def full_backlog() -> Iterator[int]:
+    """Give a port that takes no connection and refuses none."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("first", ["unreachable", "refusing", "swallowing", "no such family"])
+def test_h04_first_address_fails(first, monkeypatch, full_backlog) -> None:
+    """Of a host's addresses the first that answers is taken, whatever befalls those before."""
+    monkeypatch.setattr(_net, "_ADDRESS_SECONDS", 0.1)
+    getaddrinfo = socket.getaddrinfo
+    with refusing_port() as refusing, RawServer(Peer.serve) as server:
+        bad = {
+            "unreachable": ("255.255.255.255", 9),
+            "refusing": ("127.0.0.1", refusing),
+            "swallowing": ("127.0.0.1", full_backlog),
+            "no such family": ("127.0.0.1", 9),
+        }[first]
+        family = 77 if first == "no such family" else socket.AF_INET
+
+        def two(host, *args, **options):
+            if options.get("flags", 0) & socket.AI_NUMERICHOST:
+                return getaddrinfo(host, *args, **options)
+            kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            return [(family, *kind, bad), (socket.AF_INET, *kind, ("127.0.0.1", server.port))]
+
+        monkeypatch.setattr(socket, "getaddrinfo", two)
+        with FluxbaseAIChat("ws://chat.example") as chat:
+            assert "You said: Hi" == chat.ask("support", "Hi").text
+
+
+# -- H14 ------------------------------------------------------------------------------------
+
+
+def tls(name: str = "127.0.0.1", **options) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the contexts of a server with such a certificate and of a client that trusts it."""
+    authority = trustme.CA()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name, **options).configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    return theirs, ours
+
+
+def test_h14_trusted() -> None:
+    """With the right authority a chat works over TLS, with large messages both ways."""
+    theirs, ours = tls()
+    words = "x" * 3_000_000
+    with (
+        RawServer(Peer.serve, context=theirs) as server,
+        FluxbaseAIChat(server.url, token="t0k3n", ssl_context=ours) as chat,
+    ):
+        assert f"You said: {words}" == chat.ask("support", words).text
+
+
+YESTERDAY = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+CERTIFICATES = {
+    "unknown authority": ({}, False),
+    "wrong host": ({"name": "chat.example"}, True),
+    "expired": ({"not_after": YESTERDAY, "not_before": YESTERDAY.replace(year=2020)}, True),
+    "not valid yet": ({"not_before": YESTERDAY.replace(year=2090)}, True),
+}
+
+
+@pytest.mark.parametrize(("options", "trusted"), CERTIFICATES.values(), ids=CERTIFICATES.keys())
+def test_h14_bad_certificate(options, trusted) -> None:
+    """A certificate that is not right is a TLSError; it is not tried again, nothing is sent."""
+    theirs, ours = tls(**options)
+
+    def script(peer: Peer) -> None:
+        raise AssertionError("the handshake of TLS has succeeded")
+
+    with RawServer(script, context=theirs) as server:
+        error = failure(
+            server, token="t0k3n", ssl_context=ours if trusted else None, reconnect_delay=0.01
+        )
+        assert TLSError is type(error)
+        assert (False, False) == (error.sent, error.retryable)
+        assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        assert 1 == server.connections
+
+
+def test_h14_tls_to_a_plain_port() -> None:
+    """A port without TLS is a TLSError, and sees no plain text."""
+    seen = []
+
+    def script(peer: Peer) -> None:
+        seen.append(peer.socket.recv(65536))
+        peer.send_raw(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        peer.until_closed()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(f"wss://127.0.0.1:{server.port}", token="t0k3n")
+        with pytest.raises(TLSError, match="plain port"), chat:
+            pass
+        assert 1 == server.connections
+    assert b"\x16" == seen[0][:1]
+    assert b"GET" not in seen[0]
+    assert b"t0k3n" not in seen[0]
+
+
+def test_h14_plain_to_a_tls_port() -> None:
+    """A plain client at a TLS port gets a HandshakeError."""
+    theirs, _ = tls()
+    with RawServer(Peer.serve, context=theirs) as server:
+        url = f"ws://127.0.0.1:{server.port}"
+        with pytest.raises(HandshakeError), FluxbaseAIChat(url):
+            pass
+
+
+# -- H16 ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["tcp", "tls", "upgrade"])
+def test_h16_disconnect_during_connect(where, full_backlog) -> None:
+    """A disconnect in another thread ends a connect in whatever step, without a timer."""
+    asked = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.read_exactly(1)
+        asked.open()
+        silent(peer)
+
+    with RawServer(script) as server:
+        port = full_backlog if where == "tcp" else server.port
+        scheme = "wss" if where == "tls" else "ws"
+        chat = FluxbaseAIChat(f"{scheme}://127.0.0.1:{port}", timeouts=NO_LIMIT)
+        opening = counting(chat, "_start")
+        connecting = run(chat.connect)
+        opening()
+        if where != "tcp":
+            asked.wait()
+        assert "connecting" == chat.state
+        chat.disconnect(timeout=None)
+        with pytest.raises(NotConnectedError) as caught:
+            connecting.result()
+        assert "disconnected" == chat.state
+    assert isinstance(caught.value, ConnectionError)

@@ -7,7 +7,9 @@ here and played in `test_protocol_recordings`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Sequence
 from datetime import time, timedelta
 from decimal import Decimal
@@ -17,9 +19,9 @@ from uuid import UUID
 
 import attrs
 import pytest
-from recordings import load
 from recordings import lines as lines_of
-from servers import CLOSE, Gate, Peer, RawServer, Script, text
+from recordings import load
+from servers import CLOSE, WAIT, Gate, Gone, Peer, RawServer, Script, text
 
 from fluxbase_aichat import (
     AuthenticationError,
@@ -33,17 +35,20 @@ from fluxbase_aichat import (
     HandshakeError,
     IdentityConflictError,
     LocalProtocolError,
-    NotConnectedError,
     NoTableError,
+    NotConnectedError,
     PermissionDeniedError,
     ProviderError,
     QueryResult,
     ServerError,
     ToolOutput,
+    Turn,
     TurnCancelledError,
     TurnLimitError,
     Usage,
+    events,
 )
+from fluxbase_aichat._transport import Transport
 
 REPLAYED: set[str] = set()
 """The recordings that the tests of this file play."""
@@ -105,8 +110,11 @@ def play(
             send(peer, write, part.answers)
         if end == "the stream ends":
             peer.finish()
-        read = len(peer.received)
-        assert [] == peer.until_closed()[read:]
+        with contextlib.suppress(Gone):
+            assert CLOSE == peer.recv_control()[0]
+            peer.close_frame()
+            peer.until_closed()
+        assert [part.asked["type"] for part in parts] == [frame["type"] for frame in peer.received]
 
     return script
 
@@ -138,10 +146,21 @@ class Log:
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
+        self._changed = threading.Condition()
+
+    def _add(self, call: Call) -> None:
+        with self._changed:
+            self.calls.append(call)
+            self._changed.notify_all()
+
+    def wait_for(self, call: Call) -> None:
+        """Wait until a callback was called so."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: call in self.calls, WAIT), f"no {call}"
 
     def callbacks(self) -> dict[str, Callable[..., object]]:
         """Return one callback of each kind."""
-        add = self.calls.append
+        add = self._add
         return {
             "on_content": lambda delta, conversation_id: add(("content", delta, conversation_id)),
             "on_progress": lambda step, message, conversation_id: add(
@@ -206,9 +225,7 @@ def test_text(write: Write, log: Log) -> None:
     ):
         assert said.cid == chat.start_chat("sql-assistant", "default")
         assert "" == chat.get_accumulated_content(said.cid)
-        turn = chat.send_message(
-            said.cid, 'say Hello wörld, 日本 and 😀 "quotes" <b>&amp;</b>'
-        )
+        turn = chat.send_message(said.cid, 'say Hello wörld, 日本 and 😀 "quotes" <b>&amp;</b>')
         assert turn.wait(5)
         first = 'Hello wörld, 日本 and 😀 "quotes" <b>&amp;</b>'
         reply = turn.result(5)
@@ -550,7 +567,9 @@ def test_sql(write: Write, log: Log) -> None:
         FluxbaseAIChat(server.url, **log.callbacks()) as chat,
     ):
         cid = chat.start_chat("sql-assistant")
-        turn = chat.send_message(cid, f"say Let me look.\nsql {query}\n---\nsay There are five users.")
+        turn = chat.send_message(
+            cid, f"say Let me look.\nsql {query}\n---\nsay There are five users."
+        )
         reply = turn.result(5)
         assert ["progress"] * 2 + ["content"] * 3 + ["progress", "query_result", "progress"] + [
             "content"
@@ -823,7 +842,10 @@ def test_tools(write: Write, log: Log) -> None:
 @replays("two_chatbots_switched_by_resume")
 def test_two_chatbots(write: Write, log: Log) -> None:
     """A conversation is started again when the other chatbot was last, and only then."""
-    a, b = Said("784cba64-8d91-4f11-9c33-a7c5ebf6b477"), Said("6590882b-2297-4a13-b1a7-f5da3b4b73da")
+    a, b = (
+        Said("784cba64-8d91-4f11-9c33-a7c5ebf6b477"),
+        Said("6590882b-2297-4a13-b1a7-f5da3b4b73da"),
+    )
     parts = exchanges("two_chatbots_switched_by_resume")
     assert "start_chat" == parts[5].asked["type"]  # the recorded client's, not needed
     with (
@@ -867,7 +889,10 @@ def test_two_chatbots(write: Write, log: Log) -> None:
 @replays("two_messages_pipelined")
 def test_calls_wait_in_order(write: Write, log: Log) -> None:
     """What was recorded written ahead waits in the client's queue: one request at a time."""
-    a, b = Said("8b206293-af30-40a7-a61b-511c7e52059d"), Said("6576b253-a5c9-42fe-964a-f2aec86240b4")
+    a, b = (
+        Said("8b206293-af30-40a7-a61b-511c7e52059d"),
+        Said("6576b253-a5c9-42fe-964a-f2aec86240b4"),
+    )
     first, second, ask_a, ask_b, nope, support = exchanges("two_messages_pipelined")
     answers = support.answers
     script = play(
@@ -1219,7 +1244,7 @@ def test_resume_after_a_loss_between_turns(write: Write, log: Log) -> None:
     ):
         conversation = chat.conversation("keeper")
         assert "My name is Ann." == conversation.ask("say My name is Ann.").text
-        server.join(1)
+        log.wait_for(DISCONNECTED)
         assert "You are Ann." == conversation.ask("say You are Ann.").text
         assert said.cid == conversation.id
     assert [
@@ -1236,6 +1261,73 @@ def test_resume_after_a_loss_between_turns(write: Write, log: Log) -> None:
         *said.done(249, 3, 252),
         DISCONNECTED,
     ] == log.calls
+
+
+@replays("resume_same_server")
+def test_a_message_that_meets_the_end(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for when the stream has ended and nobody was told yet, it was never written.
+
+    So it goes over the next connection (promise 1), and no error calls it sent (promise 2).
+    """
+    _, *rest = exchanges("resume_same_server", 1)
+    scripts = [
+        play(write, *exchanges("resume_same_server"), end="the stream ends"),
+        play(write, *rest),
+    ]
+    turns: list[Turn] = []
+    with (
+        RawServer(*scripts) as server,
+        FluxbaseAIChat(server.url, reconnect_attempts=0) as chat,
+    ):
+        conversation = chat.conversation("keeper")
+        close = Transport.close
+
+        def send_then_close(transport: Transport) -> None:
+            if not turns:
+                turns.append(conversation.send("say You are Ann."))
+            close(transport)
+
+        monkeypatch.setattr(Transport, "close", send_then_close)
+        assert "My name is Ann." == conversation.ask("say My name is Ann.").text
+        server.join(1)
+        server.wait_for(lambda: bool(turns), "the end of the first connection")
+        assert "You are Ann." == turns[0].result(5).text
+
+
+@replays("resume_same_server")
+def test_callbacks_after_a_loss_wait_for_those_before(write: Write, log: Log) -> None:
+    """A callback that is slow to hear of the loss is not overtaken by the next connection's."""
+    _, *rest = exchanges("resume_same_server", 1)
+    scripts = [
+        play(write, *exchanges("resume_same_server"), end="the stream ends"),
+        play(write, *rest),
+    ]
+    gate = Gate("callback")
+    callbacks = log.callbacks()
+    on_event = callbacks["on_event"]
+
+    def slow(event: events.Event) -> None:
+        on_event(event)
+        if event.type == "disconnected":
+            gate.wait()
+
+    callbacks["on_event"] = slow
+    with (
+        RawServer(*scripts) as server,
+        FluxbaseAIChat(server.url, reconnect_attempts=0, **callbacks) as chat,
+    ):
+        conversation = chat.conversation("keeper")
+        assert "My name is Ann." == conversation.ask("say My name is Ann.").text
+        log.wait_for(DISCONNECTED)
+        turn = conversation.send("say You are Ann.")
+        assert "You are Ann." == turn.result(5).text
+        # The new connection's callbacks have been posted; none may run yet.
+        assert not turn.wait(0.05)
+        assert DISCONNECTED == log.calls[-1]
+        gate.open()
+        assert turn.wait(5)
+        told = log.calls[log.calls.index(DISCONNECTED) :]
+        assert [RECONNECTED, STARTED] == told[1:3]
 
 
 @replays("resume_while_running")
@@ -1279,10 +1371,11 @@ def test_server_restarted(write: Write, log: Log) -> None:
         assert memory.cid == chat.start_chat("sql-assistant")
         assert kept.cid == chat.start_chat("keeper")
         assert "Kept on disk." == chat.send_message(kept.cid, "say Kept on disk.").result(5).text
-        assert "Kept in memory." == chat.ask(
-            "sql-assistant", "say Kept in memory.", conversation_id=memory.cid
-        ).text
-        server.join(1)
+        assert (
+            "Kept in memory."
+            == chat.ask("sql-assistant", "say Kept in memory.", conversation_id=memory.cid).text
+        )
+        log.wait_for(DISCONNECTED)
         lost = chat.send_message(memory.cid, "say This must not be answered by a stranger.")
         with pytest.raises(ConversationNotResumedError) as moved:
             lost.result(5)
