@@ -22,7 +22,7 @@ from ._answer import Outcome
 from ._connection import Connection
 from ._conversations import Conversations
 from ._deadline import Clock, Deadline
-from ._dispatch import Callbacks, Dispatcher
+from ._dispatch import Callbacks
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._telling import EffectLock, Telling
@@ -164,8 +164,7 @@ class Session:
 
     def wait_for_callbacks(self, deadline: Deadline) -> bool:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
-        dispatcher = self._telling.dispatcher
-        return dispatcher is None or self.inside_callback or dispatcher.wait_idle(deadline)
+        return self.inside_callback or self._telling.dispatcher.wait_idle(deadline)
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
@@ -187,8 +186,8 @@ class Session:
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
-            end_callbacks = self._telling.end(error)
-        end_callbacks(deadline)
+            self._telling.end(error)
+        self._telling.dispatcher.stop(deadline)
         for connection in connections:
             left = deadline.remaining()
             # Its thread waits for nothing but the same deadline, and then ends by itself.
@@ -293,20 +292,22 @@ class Session:
     def _open(self, seconds: float | None) -> None:
         """Open a connection in place of the current one."""
         self._numbers += 1
+        if not self._telling.connected_before:
+            self._telling.begin()
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
         self._opening = Outcome()
         self._current = connection = Connection(
             self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
         )
-        dispatcher = self._telling.begin()
-        self._lock.then(lambda: self._start(connection, dispatcher))
+        self._lock.then(lambda: self._start(connection))
 
-    def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
+    def _start(self, connection: Connection) -> None:
         """Start the threads; the lock is not held."""
         try:
-            dispatcher.start()
+            self._telling.dispatcher.start()
             connection.start()
         except FluxbaseChatError as error:
+            connection.discard()
             self.open_failed(connection, error)
 
     # -- Sink: the I/O threads --------------------------------------------------------------
@@ -332,7 +333,7 @@ class Session:
                 self._lock.then(lambda: opening.fail(error))
                 while self._queue:
                     self._fail(self._queue.popleft(), error)
-                self._telling.rest()
+                self._lock.then(self._telling.dispatcher.rest)
 
     def ended(
         self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
@@ -359,7 +360,7 @@ class Session:
                     self._queue.appendleft(entry)
             self._advance()
             if not self._queue:
-                self._telling.rest()
+                self._lock.then(self._telling.dispatcher.rest)
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
@@ -396,6 +397,9 @@ class Session:
         for delivery in deliveries:
             request, item = delivery.request, delivery.item
             if request is None:
+                if entry is not None:
+                    self._feed(entry, turn, size)  # what came before it is told before it
+                    turn, size = [], 0
                 if not isinstance(item, Malformed):
                     with self._lock:
                         self._telling.stray(item)
