@@ -100,8 +100,11 @@ class Connection:
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._waker.close()
             raise ConnectError(f"the client's thread cannot be started: {error}") from error
+
+    def discard(self) -> None:
+        """Free what it has; its thread was never started."""
+        self._waker.close()
 
     @property
     def ready(self) -> bool:
@@ -164,9 +167,12 @@ class Connection:
             self._transport.close()
 
     def join(self, seconds: float | None) -> None:
-        """Wait for the I/O thread's end; at once when called on it."""
-        if self._thread is not threading.current_thread() and self._thread.ident is not None:
-            self._thread.join(seconds)
+        """Wait for the I/O thread's end; not when called on it, or before it has started."""
+        if self._thread is not threading.current_thread():
+            try:
+                self._thread.join(seconds)
+            except RuntimeError:
+                pass  # another thread is about to start it; it finds the waker stopped, and ends
 
     # -- the I/O thread ---------------------------------------------------------------------
 

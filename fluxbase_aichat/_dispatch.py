@@ -141,12 +141,15 @@ class Post:
 
 
 class Dispatcher:
-    """One thread and its queue. `post` and `stop` are thread-safe."""
+    """One queue, and one thread while it is wanted. All methods are thread-safe.
+
+    A thread that is told to rest ends when all is told; one that is wanted again meanwhile goes
+    on. So there is never a second one beside it, and the order is kept.
+    """
 
     def __init__(
         self,
         callbacks: Callbacks,
-        number: int,
         failed: Callable[[], object] = int,
         drained: Callable[[], object] = int,
     ) -> None:
@@ -160,20 +163,29 @@ class Dispatcher:
         self._posted = threading.Condition()  # guards all below
         self._queue: deque[Post] = deque()
         self._backlog = 0
+        self._thread: threading.Thread | None = None
+        self._threads = 0
+        self._wanted = False
         self._busy = False
-        self._stopping = False
-        self._dropped = False
-        self._thread = threading.Thread(
-            target=self._run, name=f"fluxbase-aichat-callbacks-{number}", daemon=True
-        )
+        # Counts how often what was posted was dropped: a running callback is the last then.
+        self._drops = 0
 
     def start(self) -> None:
-        """Start the thread, once; raise `ConnectError` where no thread can be started."""
-        if self._thread.ident is None:
-            try:
-                self._thread.start()
-            except RuntimeError as error:
-                raise ConnectError(f"the client's thread cannot be started: {error}") from error
+        """Have a thread; raise `ConnectError` where none can be started."""
+        with self._posted:
+            self._wanted = True
+            if self._thread is not None:
+                return
+            self._threads += 1
+            name = f"fluxbase-aichat-callbacks-{self._threads}"
+            self._thread = thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            with self._posted:
+                self._thread = None
+            self._drop()
+            raise ConnectError(f"the client's thread cannot be started: {error}") from error
 
     @staticmethod
     def inside(callbacks: Callbacks) -> bool:
@@ -181,16 +193,15 @@ class Dispatcher:
         return getattr(_here, "callbacks", None) is callbacks
 
     def post(self, post: Post) -> None:
-        """Have it told after everything posted before."""
+        """Have it told after everything posted before; without a thread it is told to nobody."""
         with self._posted:
-            if not self._dropped:
+            if self._thread is not None:
                 self._backlog += post.size
                 if not (self._backlog > _JOIN_BYTES and self._join(post)):
                     self._queue.append(post)
                     self._posted.notify_all()
                 return
-        if post.last and post.answer is not None:
-            post.answer.callbacks_run.set()
+        _told(post)
 
     def _join(self, post: Post) -> bool:
         """Add a run to the one that waits, as one delta: many of them cost more than their text."""
@@ -225,75 +236,75 @@ class Dispatcher:
         return sum(post.last and post.answer is not None for post in list(self._queue))
 
     def abandon(self) -> None:
-        """End the thread after the running callback; does not wait for it."""
-        self._dropped = True
-        with self._posted:  # re-entrant, for the garbage collector may be inside
-            self._stopping = True
-            self._posted.notify_all()
+        """Drop what is posted and end the thread; does not wait for it."""
+        self.rest()  # the lock is re-entrant: the garbage collector may be inside
+        self._drop()
 
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
         with self._posted:
             return self._posted.wait_for(
-                lambda: self._dropped or not (self._queue or self._busy), deadline.remaining()
+                lambda: not (self._queue or self._busy), deadline.remaining()
             )
+
+    def rest(self) -> None:
+        """End the thread when all that was posted is told; does not wait for it."""
+        with self._posted:
+            self._wanted = False
+            self._posted.notify_all()
 
     def stop(self, deadline: Deadline) -> None:
         """Run what was posted, but start no callback after the deadline; then end the thread.
 
         Called inside a callback it returns at once, and that callback is the last.
         """
-        self.finish()
-        if threading.current_thread() is self._thread:
+        self.rest()
+        thread = self._thread
+        if thread is None:
+            return
+        if thread is not threading.current_thread():
+            try:
+                thread.join(deadline.remaining())
+            except RuntimeError:
+                return  # another thread is just starting it; it has nothing to tell, and ends
+        if thread.is_alive():
             self._drop()
-        elif self._thread.ident is not None:
-            self._thread.join(deadline.remaining())
-            if self._thread.is_alive():
-                self._drop()
-
-    def finish(self) -> None:
-        """End the thread when all that was posted is told; does not wait for it."""
-        with self._posted:
-            self._stopping = True
-            self._posted.notify_all()
 
     def _drop(self) -> None:
         with self._posted:
-            self._dropped = True
+            self._drops += 1
             queue, self._queue = self._queue, deque()
+            self._backlog -= sum(post.size for post in queue)
             self._posted.notify_all()
         for post in queue:
-            if post.answer is not None:
-                post.answer.callbacks_run.set()
+            _told(post)
 
     def _run(self) -> None:
         _here.callbacks = self._callbacks
         while True:
             with self._posted:
                 self._busy = False
+                self._posted.notify_all()
+                self._posted.wait_for(lambda: self._queue or not self._wanted)
                 if not self._queue:
-                    self._posted.notify_all()
-                while not self._queue and not self._stopping:
-                    self._posted.wait()
-                if not self._queue or self._dropped:
-                    self._dropped = True
+                    self._thread = None
                     return
                 post = self._queue.popleft()
                 self._busy = True
-            post.context.run(self._tell, post)
-            if post.last and post.answer is not None:
-                post.answer.callbacks_run.set()
+                drops = self._drops
+            post.context.run(self._tell, post, drops)
+            _told(post)
             if post.size:
                 with self._posted:
                     self._backlog -= post.size
                 self._drained()
 
-    def _tell(self, post: Post) -> None:
+    def _tell(self, post: Post, drops: int) -> None:
         answer = post.answer
         if answer is not None and answer.callbacks_run.is_set():
             return  # it came together with the end that was told already
         for item in post.items:
-            if self._dropped:
+            if self._drops != drops:
                 return
             if post.stray:
                 stray = item.events() if isinstance(item, ContentRun) else [item]
@@ -302,7 +313,7 @@ class Dispatcher:
                         self._call(self._callbacks.on_event, event, event)
                 continue
             if isinstance(item, ContentRun):
-                self._tell_run(item, answer)
+                self._tell_run(item, answer, drops)
             elif isinstance(item, Failure):
                 self._call(
                     self._callbacks.on_error,
@@ -316,18 +327,18 @@ class Dispatcher:
             elif isinstance(item, events.Event) and not (answer is not None and answer.cancelled):
                 self._tell_event(item)
 
-    def _tell_run(self, run: ContentRun, answer: Answer | None) -> None:
+    def _tell_run(self, run: ContentRun, answer: Answer | None, drops: int) -> None:
         on_content, on_event = self._callbacks.on_content, self._callbacks.on_event
         conversation_id = run.conversation_id
         if on_event is not None:
             for event in run.events():
-                if self._silent(answer):
+                if self._silent(answer, drops):
                     return
                 self._call(on_content, event, event.delta, conversation_id)
                 self._call(on_event, event, event)
         elif on_content is not None:
             for delta in run.deltas:
-                if self._silent(answer):
+                if self._silent(answer, drops):
                     return
                 try:
                     on_content(delta, conversation_id)
@@ -335,11 +346,9 @@ class Dispatcher:
                     event = events.Content(conversation_id=conversation_id, delta=delta)
                     self._failed(error, event)
 
-    def _silent(self, answer: Answer | None) -> bool:
+    def _silent(self, answer: Answer | None, drops: int) -> bool:
         # Looked at before each call: a callback may have cancelled its own turn.
-        return self._dropped or (
-            answer is not None and answer.error is not None and answer.cancelled
-        )
+        return self._drops != drops or (answer is not None and answer.cancelled)
 
     def _tell_event(self, event: events.Event) -> None:
         callbacks = self._callbacks
@@ -388,3 +397,9 @@ class Dispatcher:
                 _log.exception("on_callback_error failed")
             return
         _log.error("a callback failed on a %s event", event.type, exc_info=error)
+
+
+def _told(post: Post) -> None:
+    """Wake those who wait for a turn's callbacks, if it has ended with this post."""
+    if post.last and post.answer is not None:
+        post.answer.callbacks_run.set()

@@ -286,7 +286,12 @@ def _start_tls(
 ) -> ssl.SSLSocket:
     if context is None:
         context = ssl.create_default_context()
-    tls = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+    tls = context.wrap_socket(
+        sock,
+        server_hostname=host,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=False,  # an end that nobody signed is worth telling
+    )
     try:
         while True:
             try:

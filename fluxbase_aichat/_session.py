@@ -25,7 +25,7 @@ from ._answer import Outcome
 from ._connection import Connection
 from ._conversations import Conversations
 from ._deadline import Clock, Deadline
-from ._dispatch import Callbacks, Dispatcher
+from ._dispatch import Callbacks
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
@@ -214,8 +214,7 @@ class Session:
 
     def wait_for_callbacks(self, deadline: Deadline) -> bool:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
-        dispatcher = self._telling.dispatcher
-        return dispatcher is None or self.inside_callback or dispatcher.wait_idle(deadline)
+        return self.inside_callback or self._telling.dispatcher.wait_idle(deadline)
 
     def untold(self) -> int:
         """How many turns are unfinished whose end callbacks would hear of. Takes no lock."""
@@ -226,9 +225,7 @@ class Session:
         self._abandoned = True
         for connection in [*self._draining, *([self._current] if self._current else [])]:
             connection.abandon()
-        dispatcher = self._telling.dispatcher
-        if dispatcher is not None:
-            dispatcher.abandon()
+        self._telling.dispatcher.abandon()
 
     def after_fork(self) -> None:
         """Begin anew in a child process: without its threads, and without a word to the server.
@@ -270,9 +267,9 @@ class Session:
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
-            end_callbacks = self._telling.end(error)
+            self._telling.end(error)
             self._backoff.reset()
-        end_callbacks(deadline)
+        self._telling.dispatcher.stop(deadline)
         for connection in connections:
             left = deadline.remaining()
             # Its thread waits for nothing but the same deadline, and then ends by itself.
@@ -378,6 +375,8 @@ class Session:
     def _open(self, seconds: float | None, delay: float = 0.0) -> None:
         """Open a connection in place of the current one."""
         self._numbers += 1
+        if not self._telling.connected_before:
+            self._telling.begin()
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
         if self._opening.done:
             self._opening = Outcome()
@@ -389,8 +388,7 @@ class Session:
             number=self._numbers,
             delay=delay,
         )
-        dispatcher = self._telling.begin()
-        self._lock.then(lambda: self._start(connection, dispatcher))
+        self._lock.then(lambda: self._start(connection))
 
     def _replace(self) -> None:
         """Go on over a new connection at once: this one was left on purpose."""
@@ -417,14 +415,15 @@ class Session:
         self._lock.then(lambda: opening.fail(error))
         while self._queue:
             self._fail(self._queue.popleft(), error)
-        self._telling.rest()
+        self._lock.then(self._telling.dispatcher.rest)
 
-    def _start(self, connection: Connection, dispatcher: Dispatcher) -> None:
+    def _start(self, connection: Connection) -> None:
         """Start the threads; the lock is not held."""
         try:
-            dispatcher.start()
+            self._telling.dispatcher.start()
             connection.start()
         except FluxbaseChatError as error:
+            connection.discard()
             self.open_failed(connection, error)
 
     # -- Sink: the I/O threads --------------------------------------------------------------
@@ -474,7 +473,7 @@ class Session:
                 self._state = "lost"
                 self._advance()  # what is queued is a call each, and tries once more
                 if not self._queue:
-                    self._telling.rest()
+                    self._lock.then(self._telling.dispatcher.rest)
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
@@ -511,6 +510,9 @@ class Session:
         for delivery in deliveries:
             request, item = delivery.request, delivery.item
             if request is None:
+                if entry is not None:
+                    self._feed(entry, turn, size)  # what came before it is told before it
+                    turn, size = [], 0
                 if not isinstance(item, Malformed):
                     with self._lock:
                         self._telling.stray(item)

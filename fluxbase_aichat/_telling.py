@@ -14,7 +14,6 @@ from typing import Literal
 
 from . import events
 from ._answer import fresh
-from ._deadline import Deadline
 from ._dispatch import Callbacks, Dispatcher, Failure, Post
 from ._entry import Entry
 from ._wire import Item
@@ -60,57 +59,43 @@ class Telling:
     ) -> None:
         self.callbacks: Callbacks = callbacks
         self._lock = lock
-        self._drained = drained
-        self._numbers = 0
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
         self._context = contextvars.copy_context()
-        self.dispatcher: Dispatcher | None = None
+        self.dispatcher: Dispatcher = Dispatcher(callbacks, self._failed, drained)
         self.callback_errors: int = 0
 
     def _failed(self) -> None:
         self.callback_errors += 1
+
+    # -- the callback thread ----------------------------------------------------------------
 
     @property
     def inside_callback(self) -> bool:
         """Whether the caller runs inside a callback of this session. Takes no lock."""
         return Dispatcher.inside(self.callbacks)
 
-    # -- the callback thread ----------------------------------------------------------------
+    def begin(self) -> None:
+        """Take the context of the call that connects, for what belongs to no call."""
+        self._context = contextvars.copy_context()
 
-    def begin(self) -> Dispatcher:
-        """Return the callback thread, a new one after `end`; the caller starts it."""
-        if self.dispatcher is None:
-            self._numbers += 1
-            self._context = contextvars.copy_context()
-            self.dispatcher = Dispatcher(self.callbacks, self._numbers, self._failed, self._drained)
-        return self.dispatcher
-
-    def rest(self) -> None:
-        """End the callback thread when it has told all: nothing more will come for now."""
-        dispatcher, self.dispatcher = self.dispatcher, None
-        if dispatcher is not None:
-            self._lock.then(dispatcher.finish)
-
-    def end(self, error: FluxbaseChatError) -> Callable[[Deadline], None]:
-        """Tell the connection's end; return what ends the callback thread without the lock."""
+    def end(self, error: FluxbaseChatError) -> None:
+        """Tell the connection's end, and begin anew with the next one."""
         self.lost(error)
         self._told = "nothing"
-        dispatcher, self.dispatcher = self.dispatcher, None
-        return dispatcher.stop if dispatcher is not None else lambda _: None
 
     @property
     def backlog(self) -> int:
         """The bytes that wait for callbacks. Takes no lock."""
-        return self.dispatcher.backlog if self.dispatcher is not None else 0
+        return self.dispatcher.backlog
 
     def untold(self, entries: list[Entry]) -> int:
         """How many of these turns, or of those ended, have callbacks still to hear. No lock."""
         if not self.callbacks.any:
             return 0
         turns = sum(entry.answer is not None for entry in entries)
-        return turns + (self.dispatcher.untold if self.dispatcher is not None else 0)
+        return turns + self.dispatcher.untold
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -142,21 +127,19 @@ class Telling:
         size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
-        dispatcher = self.dispatcher
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
-        if dispatcher is not None and self.callbacks.any:
+        if self.callbacks.any:
             post = Post(context, items, answer, last=last, size=size)
-            self._lock.then(lambda: dispatcher.post(post))
+            self._lock.then(lambda: self.dispatcher.post(post))
         elif last and answer is not None:
             self._lock.then(answer.callbacks_run.set)
 
     def stray(self, item: Item) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
-        dispatcher = self.dispatcher
-        if dispatcher is not None and self.callbacks.any:
+        if self.callbacks.any:
             post = Post(self._context, [item], stray=True)
-            self._lock.then(lambda: dispatcher.post(post))
+            self._lock.then(lambda: self.dispatcher.post(post))
 
     def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
         """End an entry with an error that the server sent as `items`, or that its caller made."""

@@ -23,7 +23,7 @@ def told():
 def tell(*items, **callbacks):
     """Run one dispatcher over some items, to its end; return a mark for each that failed."""
     failures = []
-    dispatcher = Dispatcher(Callbacks.of(**callbacks), 1, lambda: failures.append("failed"))
+    dispatcher = Dispatcher(Callbacks.of(**callbacks), lambda: failures.append("failed"))
     dispatcher.start()
     dispatcher.post(Post(contextvars.copy_context(), items))
     dispatcher.stop(Deadline(5))
@@ -115,7 +115,7 @@ def test_contexts(told):
     variable = contextvars.ContextVar("variable", default="outside")
     context = contextvars.copy_context()
     context.run(variable.set, "inside")
-    dispatcher = Dispatcher(Callbacks.of(on_progress=lambda: told.append(variable.get())), 1)
+    dispatcher = Dispatcher(Callbacks.of(on_progress=lambda: told.append(variable.get())))
     dispatcher.start()
     dispatcher.post(Post(context, [EVENT]))
     dispatcher.post(Post(contextvars.copy_context(), [EVENT]))
@@ -133,7 +133,7 @@ def test_stopping_drops_what_is_late(told):
         assert release.wait(5)
         ended.set()
 
-    dispatcher = Dispatcher(Callbacks.of(on_progress=slow), 1)
+    dispatcher = Dispatcher(Callbacks.of(on_progress=slow))
     dispatcher.start()
     dispatcher.post(Post(contextvars.copy_context(), [EVENT, EVENT]))
     dispatcher.post(Post(contextvars.copy_context(), [EVENT]))
