@@ -27,6 +27,9 @@ _log = logging.getLogger("fluxbase_aichat.turn")
 # What the caller brought about is no news to it.
 _OWN_DOING = (TurnCancelledError, NotConnectedError)
 
+# The steps in which a tool runs.
+_TOOL_STEPS = frozenset({"querying", "executing"})
+
 # Where a tail of deltas is joined: often enough to free them, seldom enough to cost nothing.
 _TAIL = 4096
 
@@ -183,6 +186,8 @@ class Answer:
             self.text.add(item.deltas)
         elif isinstance(item, events.Progress):
             self.step = item.step
+            if item.step in _TOOL_STEPS:
+                self.text.split()  # its result may never come (PROTOCOL 4.12)
         elif isinstance(item, events.QueryResultEvent):
             self.text.split()
             self.query_results.append(item.result)

@@ -68,7 +68,7 @@ class Conversations:
         if requested is not None and requested != received:
             if record.on_lost == "raise":
                 self._by_id[received] = Record(
-                    chatbot=record.chatbot, namespace=record.namespace, id=received
+                    chatbot=record.chatbot, namespace=record.namespace, id=received, started=True
                 )
                 raise ConversationNotResumedError(
                     "the server has lost the conversation and opened another",
@@ -82,8 +82,9 @@ class Conversations:
             # Started again, perhaps under another chatbot; its handles follow.
             known.chatbot, known.namespace = record.chatbot, record.namespace
         else:
-            record.id = received
             self._by_id[received] = record
+        record.id = received
+        record.started = True
 
     def release(self, entry: Entry) -> None:
         """Keep the text of an entry that has ended, and not its answer."""

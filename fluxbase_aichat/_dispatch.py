@@ -354,14 +354,15 @@ class Dispatcher:
         callbacks = self._callbacks
         # The server names a conversation in all but some errors; None is what the SDK says then.
         cid = event.conversation_id or None
-        if isinstance(event, events.Content):
-            self._call(callbacks.on_content, event, event.delta, cid)
-        elif isinstance(event, events.Progress):
-            self._call(callbacks.on_progress, event, event.step, event.message, cid)
+        # The SDK calls on_content and on_progress only for what has all their arguments: a Content
+        # that is not in a run has no delta, and reaches on_event alone.
+        if isinstance(event, events.Progress):
+            if event.step and event.message:
+                self._call(callbacks.on_progress, event, event.step, event.message, cid)
         elif isinstance(event, events.QueryResultEvent):
             self._call_query_result(event, event.result)
         elif isinstance(event, events.ToolResult):
-            if event.output.query_result is not None:
+            if event.output.query_result is not None and event.output.data:
                 self._call_query_result(event, event.output.query_result)
         elif isinstance(event, events.Done):
             self._call(callbacks.on_done, event, event.usage, cid)

@@ -22,6 +22,8 @@ class Record:
     namespace: str
     id: str | None = None
     """`None` until the server has given one."""
+    started: bool = False
+    """Whether this client has started it, or resumed it."""
     on_lost: Literal["raise", "new"] = "raise"
     answer: Answer | None = None
     """The answer that is growing."""

@@ -276,7 +276,7 @@ class Conversation:
 
         """
         record = self._record
-        if record.id is not None and self._session.record(record.id) is record:
+        if record.id is not None and record.started:
             return record.id
         return start(self._lease, record, record.id, timeout)
 

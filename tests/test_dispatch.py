@@ -37,16 +37,18 @@ class Method:
         self.told = told
 
     def on_progress(self, step, message):
+        """Keep both."""
         self.told.append((step, message))
 
     def __call__(self, step):
+        """Keep it."""
         self.told.append(step)
 
 
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
-        (lambda t: lambda step: t.append(step), "thinking"),
+        (lambda t: lambda step: t.append(step.upper()), "THINKING"),
         (lambda t: lambda step, message: t.append((step, message)), ("thinking", "Thinking...")),
         (lambda t: lambda a, b, c: t.append((a, b, c)), ("thinking", "Thinking...", "c")),
         (lambda t: lambda *all_: t.append(all_), ("thinking", "Thinking...", "c")),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -765,9 +766,11 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Let the server answer everything, then disconnect: nothing is left unresolved."""
         try:
-            if hasattr(self, "chat"):
+            if hasattr(self, "chat") and sys.exc_info()[0] is None:  # else a rule has failed
                 self.finish()
         finally:
+            if hasattr(self, "chat"):
+                self.session.disconnect(0.0)
             self.patches.undo()
 
     def finish(self) -> None:

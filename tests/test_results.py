@@ -178,7 +178,7 @@ def test_result_is_frozen_and_pickled_without_its_cache():
     before = pickle.dumps(users)
     assert users.rows
     assert before == pickle.dumps(users)
-    again = pickle.loads(before)  # noqa: S301 - our own
+    again = pickle.loads(before)
     assert users == again == copy.deepcopy(users)
     assert users.rows == again.rows
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -426,7 +426,7 @@ def test_reply_comes_back_from_json(answer):
 @given(REPLIES)
 def test_reply_comes_back_from_a_pickle(answer):
     """A reply goes to another process or into a cache."""
-    assert answer == pickle.loads(pickle.dumps(answer))  # noqa: S301 - our own
+    assert answer == pickle.loads(pickle.dumps(answer))
 
 
 @given(RESULTS)

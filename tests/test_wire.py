@@ -521,20 +521,26 @@ def test_numbers(text: str, inexact: Any, exact: Any) -> None:
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("sign", ["", "-"])
 def test_big_integers(exact: bool, sign: str) -> None:
-    """PostgreSQL's numeric has up to 131,072 digits; Python's int() refuses more than 4,300."""
-    digits = "9" * 131_072
-    value = numbers(sign + digits, exact=exact)
-    assert int is type(value)
-    assert (10**131_072 - 1) * (-1 if sign else 1) == value
+    """PostgreSQL's numeric has up to 131,072 digits; beyond int()'s 4,300 it is a Decimal."""
+    value = numbers(sign + "9" * 4_300, exact=exact)
+    assert (int, (10**4_300 - 1) * (-1 if sign else 1)) == (type(value), value)
+    digits = sign + "9" * 131_072
+    value = numbers(digits, exact=exact)
+    assert (Decimal, digits) == (type(value), str(value))
+
+
+def test_big_integers_cost_no_more_than_their_length() -> None:
+    """A message of nothing but digits is read at once: int() would take hours."""
+    assert 10_000_000 == len(str(numbers("7" * 10_000_000, exact=False)))
 
 
 def test_a_big_integer_among_others() -> None:
     """It changes nothing about its neighbours."""
     digits = "9" * 5_000
     inexact, exact = (numbers(f"[{digits}, 1.50, -2]", exact=exact) for exact in (False, True))
-    assert [10**5_000 - 1, 1.5, -2] == inexact
-    assert [10**5_000 - 1, Decimal("1.50"), -2] == exact
-    assert [int, Decimal, int] == [type(value) for value in exact]
+    assert [Decimal(digits), 1.5, -2] == inexact
+    assert [Decimal(digits), Decimal("1.50"), -2] == exact
+    assert [Decimal, Decimal, int] == [type(value) for value in exact]
 
 
 def test_a_row_count_has_no_fraction() -> None:
