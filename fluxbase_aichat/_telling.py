@@ -47,8 +47,19 @@ class EffectLock:
     ) -> None:
         effects, self._effects = self._effects, []
         self._lock.release()
+        _run(effects)
+
+
+def _run(effects: list[Effect]) -> None:
+    done = 0
+    try:
         for effect in effects:
+            done += 1
             effect()
+    finally:
+        # What was decided is done, also when Ctrl-C comes in between: others wait for it.
+        if done < len(effects):
+            _run(effects[done:])
 
 
 class Telling:

@@ -10,7 +10,7 @@ import contextvars
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, fresh
@@ -228,6 +228,9 @@ class Turn:
     ) -> None:
         self.cancel()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Turn belongs to its client and cannot be pickled; its result() can be")
+
     def __repr__(self) -> str:
         answer = self._answer
         if not answer.ended.is_set():
@@ -309,6 +312,12 @@ class Conversation:
         """Cancel the running turn, else the oldest queued one, else do nothing."""
         self._session.cancel(self._record)
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Conversation belongs to its client and cannot be pickled; pass its id, and make one "
+            "with conversation(chatbot, conversation_id=...) in the other process"
+        )
+
     def __repr__(self) -> str:
         return f"<Conversation with {self.chatbot!r}, {'started' if self.id else 'not started'}>"
 
@@ -333,8 +342,8 @@ def start(
         resume=resume,
         start_limit=session.settings.timeouts.start if isinstance(timeout, Unset) else seconds,
     )
-    session.submit(entry)
     try:
+        session.submit(entry)
         with session.blocking():
             started = outcome.wait(seconds)
         if not started:
@@ -372,7 +381,11 @@ def send(
         turn_limit=None if own else limits.turn,
     )
     turn = Turn(lease, entry)
-    session.submit_turn(entry, if_busy)
+    try:
+        session.submit_turn(entry, if_busy)
+    except KeyboardInterrupt:
+        turn.cancel()  # nobody will ever hold it
+        raise
     return turn
 
 
