@@ -23,7 +23,13 @@ TURN: list[dict[str, Any]] = [
     content(CID, "a"),
     content(CID, "b"),
     {"type": "query_result", "conversation_id": CID, "query": "SELECT 1"},
-    {"type": "tool_result", "conversation_id": CID, "message": "execute_sql", "query": "SELECT 2"},
+    {
+        "type": "tool_result",
+        "conversation_id": CID,
+        "message": "execute_sql",
+        "query": "SELECT 2",
+        "data": [{"a": 1}],
+    },
     {"type": "news", "conversation_id": CID},
     done(CID),
 ]
@@ -192,7 +198,9 @@ def test_k07_callback_order(size) -> None:
         kind = ("content", "content", "content", "progress", "query_result", "news")[n * 7 % 6]
         message: dict[str, Any] = {"type": kind, "conversation_id": CID}
         name = {"content": "delta", "progress": "step", "query_result": "query"}.get(kind, "n")
-        messages.append({**message, name: f"{n} "})
+        # The SDK calls on_progress only with a step and a message.
+        more = {"message": "m"} if kind == "progress" else {}
+        messages.append({**message, name: f"{n} ", **more})
     messages.append(done(CID))
 
     def script(peer: Peer) -> None:
@@ -238,7 +246,7 @@ def test_k07_order_without_on_event() -> None:
     messages = [
         content(CID, str(n))
         if n % 3
-        else {"type": "progress", "conversation_id": CID, "step": str(n)}
+        else {"type": "progress", "conversation_id": CID, "step": str(n), "message": "m"}
         for n in range(3000)
     ]
     with (
