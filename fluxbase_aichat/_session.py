@@ -425,6 +425,9 @@ class Session:
         except FluxbaseChatError as error:
             connection.discard()
             self.open_failed(connection, error)
+        with self._lock:
+            if self._state == "disconnected":  # meanwhile, and before there was a thread to stop
+                self._lock.then(self._telling.dispatcher.rest)
 
     # -- Sink: the I/O threads --------------------------------------------------------------
 
