@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
     ["errors", "_deadline"],
-    ["_columns"],
+    ["_columns", "_plain", "_select"],
     ["results"],
     ["events"],
     ["config"],
@@ -36,7 +36,18 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-PURE = ["errors", "results", "events", "config", "_wire", "_protocol", "_watch", "_columns"]
+PURE = [
+    "errors",
+    "results",
+    "events",
+    "config",
+    "_wire",
+    "_protocol",
+    "_watch",
+    "_columns",
+    "_plain",
+    "_select",
+]
 IMPURE = {
     "asyncio", "concurrent", "http", "logging", "multiprocessing", "queue", "selectors",
     "signal", "socket", "ssl", "subprocess", "threading", "time", "urllib.request", "websocket",
