@@ -217,7 +217,8 @@ class Connection:
                 # It may have expired on its way here; a source of tokens gets a second chance.
                 return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
-            error.args = (f"{error.args[0]} ({self._connect:g} s)",)
+            if self._connect is not None:
+                error.args = (f"{error.args[0]} ({self._connect:g} s)",)
             raise
         except FluxbaseChatError:
             raise
@@ -253,7 +254,7 @@ class Connection:
         settings = self._settings
         decoder = Decoder(exact_numbers=settings.exact_numbers)
         watch = Watch(self._clock(), drain=settings.timeouts.idle)
-        pongs = 0
+        heard = (0, 0)
         while True:
             with self._lock:
                 outgoing, self._outgoing = self._outgoing, []
@@ -280,13 +281,14 @@ class Connection:
             paused = closing is None and self._sink.paused()
             at, due = watch.next()
             if transport.end is None:
-                left = [at - now, closing.remaining() if closing else None]
-                seconds = min((s for s in left if s not in {None, math.inf}), default=None)
+                seconds = max(0.0, at - now) if at < math.inf else None
+                seconds = seconds if closing is None else closing.remaining()
                 transport.wait(seconds, reading=not paused)
             payloads = [] if paused else transport.receive()
             now = self._clock()
-            if payloads or paused or transport.pongs != pongs:
-                pongs = transport.pongs
+            signs = (transport.pongs, transport.buffered)
+            if payloads or paused or signs != heard:
+                heard = signs  # a pong, or more of a message that is not whole yet
                 watch.heard(now)
             if payloads and closing is None:
                 error = self._take(decoder, payloads, watch, transport)

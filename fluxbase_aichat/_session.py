@@ -465,9 +465,9 @@ class Session:
             if entry is not None:
                 if entry.request in unsent:
                     entry.request = None
-                elif not entry.sent:
-                    entry.restarts += 1
-                if entry.sent or entry.restarts > self.settings.reconnect_attempts:
+                entry.restarts += 1
+                # Once is allowed also where reconnecting is off: it was not written yet.
+                if entry.sent or entry.restarts > max(1, self.settings.reconnect_attempts):
                     self._fail(entry, error)
                 else:
                     entry.request = None
