@@ -33,6 +33,7 @@ __all__ = [
     "connect_tcp",
     "open_socket",
     "pause",
+    "tls_error",
     "tune",
     "wait_for",
 ]
@@ -110,7 +111,8 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
         if sock is not None:
             selector.register(sock, event)
         while True:
-            ready = selector.select(deadline.remaining())
+            # The wake of a stop may have been taken by another wait before.
+            ready = selector.select(0 if waker.stopped else deadline.remaining())
             waker.drain()
             if waker.stopped:
                 raise NotConnectedError("the client was disconnected", sent=False)
@@ -195,7 +197,7 @@ def open_socket(
         if isinstance(error, FluxbaseChatError):
             raise
         if isinstance(error, ssl.SSLError):
-            raise _tls_error(endpoint, error) from error
+            raise tls_error(endpoint, error) from error
         if isinstance(error, TimeoutError) and error.errno is None:
             step = str(error) or step
             raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
@@ -307,13 +309,17 @@ def _start_tls(
         raise
 
 
-def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> TLSError:
+def tls_error(endpoint: Endpoint, error: ssl.SSLError) -> ConnectError:
+    """Return the exception for a TLS handshake that failed."""
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        # Not TLS but the server has failed: one that is being restarted does so.
+        return ConnectError(f"cannot connect to {endpoint}: the connection ended in TLS")
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(
             f"the certificate of {endpoint} is not trusted: {error.verify_message}",
             hint="pass ssl_context=ssl.create_default_context(cafile=...) for an own authority",
         )
     reason = (error.reason or str(error)).replace("_", " ").lower()
-    return TLSError(
-        f"no TLS with {endpoint}: {reason}", hint="is it a plain port? Then the URL is ws://"
-    )
+    # An alert is TLS: the server's own word why it refuses, such as a missing certificate of ours.
+    hint = "" if "alert" in reason else "is it a plain port? Then the URL is ws://"
+    return TLSError(f"no TLS with {endpoint}: {reason}", hint=hint)
