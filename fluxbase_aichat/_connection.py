@@ -13,12 +13,15 @@ import math
 import threading
 from typing import Protocol
 
+import attrs
+
 from ._deadline import Clock, Deadline
+from ._handshake import Redactor
 from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
 from ._watch import Due, Watch
-from ._wire import Decoder, Malformed
+from ._wire import Decoder, Item, Malformed
 from .config import Settings, check_secret
 from .errors import (
     AuthenticationError,
@@ -29,7 +32,7 @@ from .errors import (
     FluxbaseChatError,
     RemoteProtocolError,
 )
-from .events import UnknownEvent
+from .events import ErrorEvent, UnknownEvent
 
 __all__ = ["Connection", "Sink"]
 
@@ -86,8 +89,10 @@ class Connection:
         self._aborted = False
         self._closing: Deadline | None = None
         self._transport: Transport | None = None
-        # The I/O thread's own: the request that is not written as a whole yet.
+        # The I/O thread's own: the request that is not written as a whole yet, and how many frames
+        # are when it is.
         self._unwritten: Request | None = None
+        self._written_at = 0
         self._unknown_types: set[str] = set()
         self._thread = threading.Thread(
             target=self._run, name=f"fluxbase-aichat-io-{number}", daemon=True
@@ -242,9 +247,9 @@ class Connection:
             raise AuthenticationError(str(error), sent=False) from None
         except FluxbaseChatError:
             raise
-        except TimeoutError:
-            raise ConnectTimeoutError("no connection in time: waiting for token()") from None
         except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired:
+                raise ConnectTimeoutError("no connection in time: waiting for token()") from None
             raise AuthenticationError(
                 f"token() raised {type(error).__name__}", sent=False
             ) from error
@@ -263,22 +268,24 @@ class Connection:
             if aborted:
                 return ConnectionLostError("the client was disconnected")
             for payload, request in outgoing:
-                transport.send(payload)
-                self._unwritten = request or self._unwritten
+                number = transport.send(payload)
+                if request is not None:
+                    self._unwritten, self._written_at = request, number
             if closing is not None:
                 transport.say_goodbye()
                 if closing.expired:
                     return ConnectionLostError("the client was disconnected")
             transport.flush()
             now = self._clock()
-            if self._unwritten is not None and not transport.unsent:
+            if self._unwritten is not None and transport.written >= self._written_at:
                 # Written as a whole: from here on its time counts.
                 watch.wrote(self._unwritten, now)
                 self._unwritten = None
             if draining and outgoing:
                 watch.drains(now)
 
-            paused = closing is None and self._sink.paused()
+            # What drains reaches no callback, so it waits for none.
+            paused = closing is None and not draining and self._sink.paused()
             at, due = watch.next()
             if transport.end is None:
                 seconds = max(0.0, at - now) if at < math.inf else None
@@ -308,7 +315,7 @@ class Connection:
     def _take(
         self, decoder: Decoder, payloads: list[bytes], watch: Watch, transport: Transport
     ) -> FluxbaseChatError | None:
-        items = decoder.decode(payloads)
+        items = [_hushed(item, transport.redact) for item in decoder.decode(payloads)]
         with self._lock:
             deliveries = self._protocol.receive(items)
         if any(d.final and d.request is watch.request for d in deliveries):
@@ -316,7 +323,7 @@ class Connection:
         for item in items:
             if isinstance(item, UnknownEvent) and item.type not in self._unknown_types:
                 self._unknown_types.add(item.type)
-                _log.info("the server sends a type of message that is unknown here: %r", item.type)
+                _log.info("the server sends an unknown type of message: %.100r", item.type)
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):
@@ -339,3 +346,12 @@ class Connection:
             watch.ended(now)
             self._sink.expired(self, request, due)
         return None
+
+
+def _hushed(item: Item, redact: Redactor) -> Item:
+    """Take our credentials out of what becomes an error or a log line; `raw` stays as it came."""
+    if isinstance(item, ErrorEvent):
+        return attrs.evolve(item, error=redact(item.error), code=redact(item.code))
+    if isinstance(item, UnknownEvent):
+        return attrs.evolve(item, type=redact(item.type))
+    return item

@@ -27,6 +27,9 @@ __all__ = ["Callbacks", "Dispatcher", "Failure", "Post"]
 
 _log = logging.getLogger("fluxbase_aichat.callbacks")
 
+# What the thread may need for its last steps when nothing is left to tell.
+_JOIN_SECONDS = 1.0
+
 # Whose callbacks the current thread calls.
 _here = threading.local()
 
@@ -166,15 +169,22 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
         self._threads = 0
         self._wanted = False
+        self.wants = 0
+        """How often it was wanted."""
         self._busy = False
         # Counts how often what was posted was dropped: a running callback is the last then.
         self._drops = 0
 
-    def start(self) -> None:
-        """Have a thread; raise `ConnectError` where none can be started."""
+    def want(self) -> None:
+        """Keep what is posted from now on, for the thread that `start` will start."""
         with self._posted:
             self._wanted = True
-            if self._thread is not None:
+            self.wants += 1
+
+    def start(self) -> None:
+        """Have a thread if it is still wanted; raise `ConnectError` where none can be started."""
+        with self._posted:
+            if self._thread is not None or not self._wanted:
                 return
             self._threads += 1
             name = f"fluxbase-aichat-callbacks-{self._threads}"
@@ -184,6 +194,7 @@ class Dispatcher:
         except RuntimeError as error:
             with self._posted:
                 self._thread = None
+                self._wanted = False
             self._drop()
             raise ConnectError(f"the client's thread cannot be started: {error}") from error
 
@@ -193,9 +204,9 @@ class Dispatcher:
         return getattr(_here, "callbacks", None) is callbacks
 
     def post(self, post: Post) -> None:
-        """Have it told after everything posted before; without a thread it is told to nobody."""
+        """Have it told after everything posted before; to nobody where no thread is wanted."""
         with self._posted:
-            if self._thread is not None:
+            if self._thread is not None or self._wanted:
                 self._backlog += post.size
                 if not (self._backlog > _JOIN_BYTES and self._join(post)):
                     self._queue.append(post)
@@ -247,28 +258,35 @@ class Dispatcher:
                 lambda: not (self._queue or self._busy), deadline.remaining()
             )
 
-    def rest(self) -> None:
-        """End the thread when all that was posted is told; does not wait for it."""
+    def rest(self, wants: int | None = None) -> None:
+        """End the thread when all that was posted is told; does not wait for it.
+
+        With `wants` only if it was not wanted again since.
+        """
         with self._posted:
-            self._wanted = False
-            self._posted.notify_all()
+            if wants is None or wants == self.wants:
+                self._wanted = False
+                self._posted.notify_all()
 
     def stop(self, deadline: Deadline) -> None:
-        """Run what was posted, but start no callback after the deadline; then end the thread.
+        """After `rest`, run what was posted, but start no callback after the deadline.
 
         Called inside a callback it returns at once, and that callback is the last.
         """
-        self.rest()
         thread = self._thread
         if thread is None:
+            if not self._wanted:
+                self._drop()  # it was never started
             return
         if thread is not threading.current_thread():
             try:
                 thread.join(deadline.remaining())
             except RuntimeError:
                 return  # another thread is just starting it; it has nothing to tell, and ends
-        if thread.is_alive():
+        if thread.is_alive() and not self._wanted:
             self._drop()
+            if not self._busy and thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)  # it runs no callback, and has none to run
 
     def _drop(self) -> None:
         with self._posted:

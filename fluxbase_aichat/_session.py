@@ -268,6 +268,7 @@ class Session:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
             self._telling.end(error)
+            self._rest()
             self._backoff.reset()
         self._telling.dispatcher.stop(deadline)
         for connection in connections:
@@ -388,6 +389,7 @@ class Session:
             number=self._numbers,
             delay=delay,
         )
+        self._telling.dispatcher.want()
         self._lock.then(lambda: self._start(connection))
 
     def _replace(self) -> None:
@@ -415,7 +417,13 @@ class Session:
         self._lock.then(lambda: opening.fail(error))
         while self._queue:
             self._fail(self._queue.popleft(), error)
-        self._lock.then(self._telling.dispatcher.rest)
+        self._rest()
+
+    def _rest(self) -> None:
+        """Have the callback thread end behind what is told, unless it is wanted again by then."""
+        dispatcher = self._telling.dispatcher
+        wants = dispatcher.wants
+        self._lock.then(lambda: dispatcher.rest(wants))
 
     def _start(self, connection: Connection) -> None:
         """Start the threads; the lock is not held."""
@@ -425,9 +433,6 @@ class Session:
         except FluxbaseChatError as error:
             connection.discard()
             self.open_failed(connection, error)
-        with self._lock:
-            if self._state == "disconnected":  # meanwhile, and before there was a thread to stop
-                self._lock.then(self._telling.dispatcher.rest)
 
     # -- Sink: the I/O threads --------------------------------------------------------------
 
@@ -473,10 +478,13 @@ class Session:
                     entry.request = None
                     self._queue.appendleft(entry)
             if not self._recover(error):
+                if self._backoff.attempt:  # all were made, and it is lost again before an answer
+                    self._give_up(error)
+                    return
                 self._state = "lost"
                 self._advance()  # what is queued is a call each, and tries once more
                 if not self._queue:
-                    self._lock.then(self._telling.dispatcher.rest)
+                    self._rest()
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""

@@ -137,6 +137,7 @@ class _GuardedSocket:
         self.incoming = b""
         self.position = 0
         self.outgoing: deque[memoryview] = deque()
+        self.frames = 0
 
     def gettimeout(self) -> float:
         """Say that nothing here waits: websocket-client then makes one plain call."""
@@ -162,6 +163,7 @@ class _GuardedSocket:
             _handshake.send_all(self._sock, request, self._deadline, self._waker)
         else:
             self.outgoing.append(memoryview(data))
+            self.frames += 1
         return len(data)
 
     def recv(self, size: int) -> bytes:
@@ -222,6 +224,8 @@ class Transport:
         self._stalled_since: float | None = None
         self.end: FluxbaseChatError | None = None
         """Why nothing more will come, once that is so."""
+        self.written = 0
+        """How many frames were written as a whole."""
         self.pongs = 0
         """How many pongs have come."""
         self._selector = selectors.DefaultSelector()
@@ -406,9 +410,10 @@ class Transport:
         """Whether something waits to be written."""
         return bool(self._guard.outgoing) or self._ws.pong_due is not None
 
-    def send(self, payload: bytes) -> None:
-        """Put one message into the outgoing buffer."""
+    def send(self, payload: bytes) -> int:
+        """Put one message into the outgoing buffer; return what `written` is when it is out."""
         self._ws.send(payload, ABNF.OPCODE_TEXT)
+        return self._guard.frames
 
     def ping(self) -> None:
         """Put a ping into the outgoing buffer."""
@@ -429,6 +434,7 @@ class Transport:
                     outgoing[0] = outgoing[0][sent:]
                 else:
                     outgoing.popleft()
+                    self.written += 1
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             now = self._clock()
             if self._stalled_since is None:

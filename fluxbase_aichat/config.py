@@ -192,8 +192,11 @@ def parse_endpoint(ws_url: object) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"ws_url cannot be read: {error}; {example}") from None
+    except ValueError:
+        # Its text quotes the part: of user:password@ without its host, the password.
+        raise ConfigurationError(
+            f"ws_url cannot be read: its host or its port is none; {example}"
+        ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
             "ws_url must begin with ws://, wss://, http:// or https://, "
@@ -282,8 +285,9 @@ def parse_proxy(value: object) -> Proxy | Literal["env"] | None:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        raise ConfigurationError(f"proxy cannot be read: {error}") from None
+    except ValueError:
+        # Its text quotes the part: of user:password@ without its host, the password.
+        raise ConfigurationError("proxy cannot be read: its host or its port is none") from None
     if parts.scheme not in _PROXY_PORTS:
         raise ConfigurationError(
             f'proxy must be a URL that begins with {"://, ".join(_PROXY_PORTS)}://, or "env"'
