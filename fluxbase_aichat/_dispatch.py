@@ -172,6 +172,7 @@ class Dispatcher:
         self.wants = 0
         """How often it was wanted."""
         self._busy = False
+        self._running: Post | None = None
         # Counts how often what was posted was dropped: a running callback is the last then.
         self._drops = 0
 
@@ -243,8 +244,10 @@ class Dispatcher:
 
     @property
     def untold(self) -> int:
-        """How many ends of turns are posted and not told. Takes no lock."""
-        return sum(post.last and post.answer is not None for post in list(self._queue))
+        """How many ends of turns are posted and not told as a whole. Takes no lock."""
+        posts = [*list(self._queue), *([self._running] if self._running else [])]
+        answers = [post.answer for post in posts if post.last]
+        return sum(answer is not None and not answer.cancelled for answer in answers)
 
     def abandon(self) -> None:
         """Drop what is posted and end the thread; does not wait for it."""
@@ -302,6 +305,7 @@ class Dispatcher:
         while True:
             with self._posted:
                 self._busy = False
+                self._running = None
                 self._posted.notify_all()
                 self._posted.wait_for(lambda: self._queue or not self._wanted)
                 if not self._queue:
@@ -309,6 +313,7 @@ class Dispatcher:
                     return
                 post = self._queue.popleft()
                 self._busy = True
+                self._running = post
                 drops = self._drops
             post.context.run(self._tell, post, drops)
             _told(post)

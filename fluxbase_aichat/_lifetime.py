@@ -8,6 +8,7 @@ the threads: its sessions begin anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import weakref
@@ -17,6 +18,7 @@ from ._session import Session
 __all__ = ["Lease"]
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_said = False
 
 
 class Lease:
@@ -33,13 +35,22 @@ class Lease:
 
 def _abandon(session: Session, lease: weakref.ref[Lease]) -> None:
     """End a session that nobody holds. Called by the garbage collector: takes no lock."""
-    turns = session.untold()
+    if lease() is not None:
+        _say_what_is_unfinished()
     session.abandon()
-    if turns and lease() is not None and sys.stderr is not None:
-        sys.stderr.write(
-            f"fluxbase_aichat: the script ended while {turns} turn(s) with callbacks were "
-            "unfinished; wait() for a turn, or wait_idle() for all, before the end\n"
-        )
+
+
+def _say_what_is_unfinished() -> None:
+    """Say it once, of all clients, at the interpreter's exit."""
+    global _said  # noqa: PLW0603 - the process ends once
+    turns = 0 if _said else sum(session.untold() for session in list(_sessions))
+    _said = True
+    if turns and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+            sys.stderr.write(
+                f"fluxbase_aichat: the script ended while {turns} turn(s) with callbacks were "
+                "unfinished; wait() for a turn, or wait_idle() for all, before the end\n"
+            )
 
 
 def _after_fork_in_child() -> None:

@@ -145,6 +145,7 @@ class Session:
     def connect(self, seconds: float | None) -> None:
         """Open a connection, or wait for the one being opened; raise if there is none in time."""
         with self._lock:
+            self._check_not_abandoned()
             if self._state == "connected":
                 return
             patience = seconds
@@ -278,6 +279,10 @@ class Session:
 
     # -- under the lock: the queue ----------------------------------------------------------
 
+    def _check_not_abandoned(self) -> None:
+        if self._abandoned:
+            raise NotConnectedError("the interpreter is shutting down", sent=False)
+
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]
 
@@ -286,6 +291,7 @@ class Session:
         return [e for e in self._unfinished() if e.record is record and e.answer is not None]
 
     def _enqueue(self, entry: Entry) -> None:
+        self._check_not_abandoned()
         if self._state == "disconnected":
             raise NotConnectedError(
                 "the client was disconnected", sent=False, hint="connect() opens it again"
