@@ -1,5 +1,7 @@
 """Ends without a word, in some state: `ends.py URL STATE`. It prints `ready` before its end."""
 
+# ruff: noqa: T201 - it talks with its test by lines
+
 import sys
 import threading
 

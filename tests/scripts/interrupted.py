@@ -1,5 +1,7 @@
 """Waits in a call until Ctrl-C comes: `interrupted.py URL CALL`."""
 
+# ruff: noqa: T201 - it talks with its test by lines
+
 import sys
 
 from fluxbase_aichat import FluxbaseAIChat, Timeouts

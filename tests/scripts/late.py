@@ -1,5 +1,7 @@
 """Uses a client at the interpreter's end: `late.py URL WHEN`."""
 
+# ruff: noqa: T201 - it talks with its test by lines
+
 import atexit
 import sys
 import threading
@@ -23,13 +25,15 @@ def ask():
 
 
 def first_use():
-    global chat
+    global chat  # noqa: PLW0603 - scripts do
     chat = new()
     ask()
     chat.disconnect()
 
 
 class Owner:
+    """Disconnects when it is collected."""
+
     def __init__(self):
         self.chat = chat
 

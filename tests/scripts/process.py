@@ -50,7 +50,7 @@ class Script:
             env=environment,
             start_new_session=True,
         )
-        self._guard = threading.Timer(SECONDS, self._process.send_signal, [signal.SIGABRT])
+        self._guard = threading.Timer(SECONDS, self._kill, [signal.SIGABRT])
         self._guard.daemon = True
         self._guard.start()
         self.took = 0.0
@@ -93,6 +93,11 @@ class Script:
         self.took = time.monotonic() - self._since
         return self._process.returncode, out, err
 
+    def _kill(self, number: int) -> None:
+        # Its own session: what it has started goes with it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
     def __enter__(self) -> Self:
         return self
 
@@ -104,11 +109,8 @@ class Script:
     ) -> None:
         self._guard.cancel()
         self._guard.join()
-        if self._process.poll() is None:
-            # Its own session: what it has started goes with it.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._kill(signal.SIGKILL)
+        self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert stream is not None
             with contextlib.suppress(OSError):
