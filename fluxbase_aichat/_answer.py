@@ -118,6 +118,14 @@ class Outcome:
         """Wait until it is set; `False` when the time runs out first."""
         return self._set.wait(seconds)
 
+    def after_fork(self) -> None:
+        """Replace what a thread that is not in the child may have held."""
+        was_set = self._set.is_set()
+        self._lock = threading.Lock()
+        self._set = threading.Event()
+        if was_set:
+            self._set.set()
+
     def get(self) -> str:
         """Return the value or raise the error; it must be set."""
         if self._error is not None:
@@ -223,6 +231,14 @@ class Answer:
         self.ended.set()
         self._changed.notify_all()
         return True
+
+    def after_fork(self, error: FluxbaseChatError) -> None:
+        """Fail, in a child process; what a thread that is not there may have held is replaced."""
+        self._changed = threading.Condition()
+        self.ended = threading.Event()
+        self.callbacks_run = threading.Event()
+        self.callbacks_run.set()
+        self.fail(error)
 
     def forget(self) -> None:
         """Nobody holds the turn: keep no events. Called by the garbage collector: no locks."""

@@ -16,8 +16,8 @@ from typing import Protocol
 import attrs
 
 from ._deadline import Clock, Deadline
-from ._handshake import redacted
-from ._net import Waker, call
+from ._handshake import Redactor
+from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
 from ._watch import Due, Watch
@@ -54,6 +54,9 @@ class Sink(Protocol):
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """Take a request on the wire that has used up its time."""
 
+    def paused(self) -> bool:
+        """Say whether nothing may be read for now; `Connection.wake` says that it changed."""
+
     def ended(
         self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
     ) -> None:
@@ -64,23 +67,33 @@ class Connection:
     """Opens itself on its own thread, and lives until its stream ends or `close` is called."""
 
     def __init__(
-        self, settings: Settings, sink: Sink, *, clock: Clock, connect: float | None, number: int
+        self,
+        settings: Settings,
+        sink: Sink,
+        *,
+        clock: Clock,
+        connect: float | None,
+        number: int,
+        delay: float = 0.0,
     ) -> None:
         self._settings = settings
         self._sink = sink
         self._clock = clock
         self._connect = connect
+        self._delay = delay
         self._waker = Waker()
-        self._lock = threading.Lock()  # guards the five below
+        self._lock = threading.Lock()  # guards the six below
         self._protocol = ChatProtocol()
         self._outgoing: list[tuple[bytes, Request | None]] = []
         self._open = False
         self._aborted = False
         self._closing: Deadline | None = None
-        # The I/O thread's own: the request that is not written as a whole yet.
+        self._transport: Transport | None = None
+        # The I/O thread's own: the request that is not written as a whole yet, and how many frames
+        # are when it is.
         self._unwritten: Request | None = None
+        self._written_at = 0
         self._unknown_types: set[str] = set()
-        self._token_sent: str | None = None
         self._thread = threading.Thread(
             target=self._run, name=f"fluxbase-aichat-io-{number}", daemon=True
         )
@@ -143,6 +156,21 @@ class Connection:
                 self._aborted = True
         self._waker.stop()
 
+    def wake(self) -> None:
+        """Have the I/O thread look again at what it is told."""
+        self._waker.wake()
+
+    def abandon(self) -> None:
+        """End it at once. Takes no lock of its own: the garbage collector may be inside."""
+        self._aborted = True
+        self._waker.stop()
+
+    def after_fork(self) -> None:
+        """Free the child's copies of the descriptors; the parent's connection stays as it is."""
+        self._waker.after_fork()
+        if self._transport is not None:
+            self._transport.close()
+
     def join(self, seconds: float | None) -> None:
         """Wait for the I/O thread's end; not when called on it, or before it has started."""
         if self._thread is not threading.current_thread():
@@ -163,6 +191,7 @@ class Connection:
             try:
                 with self._lock:
                     self._open = True
+                    self._transport = transport
                 self._sink.opened(self)
                 error = self._talk(transport)
             except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting
@@ -182,10 +211,16 @@ class Connection:
             self._waker.close()
 
     def _open_transport(self) -> Transport:
+        pause(self._delay, self._clock, self._waker)
         deadline = Deadline(self._connect, self._clock)
         try:
-            self._token_sent = token = self._token(deadline)
-            return Transport.open(self._settings, token, deadline, self._waker, self._clock)
+            try:
+                return self._shake_hands(deadline)
+            except AuthenticationError:
+                if not callable(self._settings.token):
+                    raise
+                # It may have expired on its way here; a source of tokens gets a second chance.
+                return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
             if self._connect is not None:
                 error.args = (f"{error.args[0]} ({self._connect:g} s)",)
@@ -195,6 +230,10 @@ class Connection:
         except Exception as bug:
             _log.exception("opening a connection failed")
             raise ConnectError("the client failed: see the log") from bug
+
+    def _shake_hands(self, deadline: Deadline) -> Transport:
+        token = self._token(deadline)
+        return Transport.open(self._settings, token, deadline, self._waker, self._clock)
 
     def _token(self, deadline: Deadline) -> str | None:
         source = self._settings.token
@@ -208,9 +247,9 @@ class Connection:
             raise AuthenticationError(str(error), sent=False) from None
         except FluxbaseChatError:
             raise
-        except TimeoutError:
-            raise ConnectTimeoutError("no connection in time: waiting for token()") from None
         except Exception as error:
+            if isinstance(error, TimeoutError) and deadline.expired:
+                raise ConnectTimeoutError("no connection in time: waiting for token()") from None
             raise AuthenticationError(
                 f"token() raised {type(error).__name__}", sent=False
             ) from error
@@ -220,7 +259,7 @@ class Connection:
         settings = self._settings
         decoder = Decoder(exact_numbers=settings.exact_numbers)
         watch = Watch(self._clock(), drain=settings.timeouts.idle)
-        pongs = written_at = 0
+        heard = (0, 0)
         while True:
             with self._lock:
                 outgoing, self._outgoing = self._outgoing, []
@@ -229,30 +268,34 @@ class Connection:
             if aborted:
                 return ConnectionLostError("the client was disconnected")
             for payload, request in outgoing:
-                written = transport.send(payload)
+                number = transport.send(payload)
                 if request is not None:
-                    self._unwritten, written_at = request, written
+                    self._unwritten, self._written_at = request, number
             if closing is not None:
                 transport.say_goodbye()
                 if closing.expired:
                     return ConnectionLostError("the client was disconnected")
             transport.flush()
             now = self._clock()
-            if self._unwritten is not None and transport.written >= written_at:
+            if self._unwritten is not None and transport.written >= self._written_at:
                 # Written as a whole: from here on its time counts.
                 watch.wrote(self._unwritten, now)
                 self._unwritten = None
             if draining and outgoing:
                 watch.drains(now)
 
+            # What drains reaches no callback, so it waits for none.
+            paused = closing is None and not draining and self._sink.paused()
             at, due = watch.next()
             if transport.end is None:
-                left = [at - now, closing.remaining() if closing else None]
-                transport.wait(min((s for s in left if s not in {None, math.inf}), default=None))
-            payloads = transport.receive()
+                seconds = max(0.0, at - now) if at < math.inf else None
+                seconds = seconds if closing is None else closing.remaining()
+                transport.wait(seconds, reading=not paused)
+            payloads = [] if paused else transport.receive()
             now = self._clock()
-            if payloads or transport.pongs != pongs:
-                pongs = transport.pongs
+            signs = (transport.pongs, transport.buffered)
+            if payloads or paused or signs != heard:
+                heard = signs  # a pong, or more of a message that is not whole yet
                 watch.heard(now)
             if payloads and closing is None:
                 error = self._take(decoder, payloads, watch, transport)
@@ -272,7 +315,7 @@ class Connection:
     def _take(
         self, decoder: Decoder, payloads: list[bytes], watch: Watch, transport: Transport
     ) -> FluxbaseChatError | None:
-        items = [self._hushed(item) for item in decoder.decode(payloads)]
+        items = [_hushed(item, transport.redact) for item in decoder.decode(payloads)]
         with self._lock:
             deliveries = self._protocol.receive(items)
         if any(d.final and d.request is watch.request for d in deliveries):
@@ -280,19 +323,13 @@ class Connection:
         for item in items:
             if isinstance(item, UnknownEvent) and item.type not in self._unknown_types:
                 self._unknown_types.add(item.type)
-                _log.info("the server sends a type of message that is unknown here: %r", item.type)
+                _log.info("the server sends an unknown type of message: %.100r", item.type)
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):
             return None
         transport.say_goodbye(last.close_code)
         return RemoteProtocolError(f"the server broke the protocol: {last.reason}")
-
-    def _hushed(self, item: Item) -> Item:
-        """Take our own secrets out of an error's text, should the server echo them."""
-        if not isinstance(item, ErrorEvent):
-            return item
-        return attrs.evolve(item, error=redacted(item.error, self._settings, self._token_sent))
 
     def _due(
         self, due: Due, watch: Watch, transport: Transport, now: float
@@ -309,3 +346,12 @@ class Connection:
             watch.ended(now)
             self._sink.expired(self, request, due)
         return None
+
+
+def _hushed(item: Item, redact: Redactor) -> Item:
+    """Take our credentials out of what becomes an error or a log line; `raw` stays as it came."""
+    if isinstance(item, ErrorEvent):
+        return attrs.evolve(item, error=redact(item.error), code=redact(item.code))
+    if isinstance(item, UnknownEvent):
+        return attrs.evolve(item, type=redact(item.type))
+    return item

@@ -27,6 +27,9 @@ __all__ = ["Callbacks", "Dispatcher", "Failure", "Post"]
 
 _log = logging.getLogger("fluxbase_aichat.callbacks")
 
+# What the thread may need for its last steps when nothing is left to tell.
+_JOIN_SECONDS = 1.0
+
 # Whose callbacks the current thread calls.
 _here = threading.local()
 
@@ -42,6 +45,10 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 
 Callback = Callable[..., object]
+
+# With more than this waiting, further deltas are joined: a string of its own for each word takes
+# ten times the memory of its text.
+_JOIN_BYTES = 1024 * 1024
 
 
 def _adapt(name: str, function: object) -> Callback | None:
@@ -130,6 +137,10 @@ class Post:
     """Whether the turn has ended with them."""
     stray: bool = False
     """Whether they belong to no request: only `on_event` hears of them."""
+    size: int = 0
+    """The bytes that they came in."""
+    joined: bool = False
+    """Whether they are one run of our own, whose deltas were joined."""
 
 
 class Dispatcher:
@@ -139,24 +150,42 @@ class Dispatcher:
     on. So there is never a second one beside it, and the order is kept.
     """
 
-    def __init__(self, callbacks: Callbacks, failed: Callable[[], object] = int) -> None:
-        """`failed` is called, on the thread, for each callback that raises."""
+    def __init__(
+        self,
+        callbacks: Callbacks,
+        failed: Callable[[], object] = int,
+        drained: Callable[[], object] = int,
+    ) -> None:
+        """Both are called on the thread and without a lock.
+
+        `failed` for each callback that raises, `drained` when something was told.
+        """
         self._callbacks = callbacks
         self._count_failure = failed
+        self._drained = drained
         self._posted = threading.Condition()  # guards all below
         self._queue: deque[Post] = deque()
+        self._backlog = 0
         self._thread: threading.Thread | None = None
         self._threads = 0
         self._wanted = False
+        self.wants = 0
+        """How often it was wanted."""
         self._busy = False
+        self._running: Post | None = None
         # Counts how often what was posted was dropped: a running callback is the last then.
         self._drops = 0
 
-    def start(self) -> None:
-        """Have a thread; raise `ConnectError` where none can be started."""
+    def want(self) -> None:
+        """Keep what is posted from now on, for the thread that `start` will start."""
         with self._posted:
             self._wanted = True
-            if self._thread is not None:
+            self.wants += 1
+
+    def start(self) -> None:
+        """Have a thread if it is still wanted; raise `ConnectError` where none can be started."""
+        with self._posted:
+            if self._thread is not None or not self._wanted:
                 return
             self._threads += 1
             name = f"fluxbase-aichat-callbacks-{self._threads}"
@@ -166,6 +195,7 @@ class Dispatcher:
         except RuntimeError as error:
             with self._posted:
                 self._thread = None
+                self._wanted = False
             self._drop()
             raise ConnectError(f"the client's thread cannot be started: {error}") from error
 
@@ -175,13 +205,54 @@ class Dispatcher:
         return getattr(_here, "callbacks", None) is callbacks
 
     def post(self, post: Post) -> None:
-        """Have it told after everything posted before; without a thread it is told to nobody."""
+        """Have it told after everything posted before; to nobody where no thread is wanted."""
         with self._posted:
-            if self._thread is not None:
-                self._queue.append(post)
-                self._posted.notify_all()
+            if self._thread is not None or self._wanted:
+                self._backlog += post.size
+                if not (self._backlog > _JOIN_BYTES and self._join(post)):
+                    self._queue.append(post)
+                    self._posted.notify_all()
                 return
         _told(post)
+
+    def _join(self, post: Post) -> bool:
+        """Add a run to the one that waits, as one delta: many of them cost more than their text."""
+        last = self._queue[-1] if self._queue else None
+        if last is None or last.answer is not post.answer or post.last or len(post.items) != 1:
+            return False
+        waiting, coming = last.items[-1], post.items[0]
+        if not (
+            isinstance(waiting, ContentRun)
+            and isinstance(coming, ContentRun)
+            and waiting.rest == coming.rest
+        ):
+            return False
+        if not last.joined:
+            # The run itself may be in the hands of an iterator.
+            own = ContentRun(waiting.conversation_id, ["".join(waiting.deltas)], waiting.rest)
+            last.items = [*last.items[:-1], own]
+            last.joined = True
+            waiting = own
+        waiting.deltas.append("".join(coming.deltas))
+        last.size += post.size
+        return True
+
+    @property
+    def backlog(self) -> int:
+        """The bytes of what was posted and is not told yet."""
+        return self._backlog
+
+    @property
+    def untold(self) -> int:
+        """How many ends of turns are posted and not told as a whole. Takes no lock."""
+        posts = [*list(self._queue), *([self._running] if self._running else [])]
+        answers = [post.answer for post in posts if post.last]
+        return sum(answer is not None and not answer.cancelled for answer in answers)
+
+    def abandon(self) -> None:
+        """Drop what is posted and end the thread; does not wait for it."""
+        self.rest()  # the lock is re-entrant: the garbage collector may be inside
+        self._drop()
 
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
@@ -190,33 +261,41 @@ class Dispatcher:
                 lambda: not (self._queue or self._busy), deadline.remaining()
             )
 
-    def rest(self) -> None:
-        """End the thread when all that was posted is told; does not wait for it."""
+    def rest(self, wants: int | None = None) -> None:
+        """End the thread when all that was posted is told; does not wait for it.
+
+        With `wants` only if it was not wanted again since.
+        """
         with self._posted:
-            self._wanted = False
-            self._posted.notify_all()
+            if wants is None or wants == self.wants:
+                self._wanted = False
+                self._posted.notify_all()
 
     def stop(self, deadline: Deadline) -> None:
-        """Run what was posted, but start no callback after the deadline; then end the thread.
+        """After `rest`, run what was posted, but start no callback after the deadline.
 
         Called inside a callback it returns at once, and that callback is the last.
         """
-        self.rest()
         thread = self._thread
         if thread is None:
+            if not self._wanted:
+                self._drop()  # it was never started
             return
         if thread is not threading.current_thread():
             try:
                 thread.join(deadline.remaining())
             except RuntimeError:
                 return  # another thread is just starting it; it has nothing to tell, and ends
-        if thread.is_alive():
+        if thread.is_alive() and not self._wanted:
             self._drop()
+            if not self._busy and thread is not threading.current_thread():
+                thread.join(_JOIN_SECONDS)  # it runs no callback, and has none to run
 
     def _drop(self) -> None:
         with self._posted:
             self._drops += 1
             queue, self._queue = self._queue, deque()
+            self._backlog -= sum(post.size for post in queue)
             self._posted.notify_all()
         for post in queue:
             _told(post)
@@ -226,6 +305,7 @@ class Dispatcher:
         while True:
             with self._posted:
                 self._busy = False
+                self._running = None
                 self._posted.notify_all()
                 self._posted.wait_for(lambda: self._queue or not self._wanted)
                 if not self._queue:
@@ -233,9 +313,14 @@ class Dispatcher:
                     return
                 post = self._queue.popleft()
                 self._busy = True
+                self._running = post
                 drops = self._drops
             post.context.run(self._tell, post, drops)
             _told(post)
+            if post.size:
+                with self._posted:
+                    self._backlog -= post.size
+                self._drained()
 
     def _tell(self, post: Post, drops: int) -> None:
         answer = post.answer

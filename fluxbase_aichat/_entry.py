@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import attrs
 
-from ._answer import Answer, Outcome
+from ._answer import Answer, Outcome, fresh
 from ._protocol import Message, Request, Start
+from .errors import FluxbaseChatError
 
 __all__ = ["Entry", "Record"]
 
@@ -65,6 +66,17 @@ class Entry:
         if self.outcome is not None:
             return self.request is not None
         return isinstance(self.request, Message)
+
+    def after_fork(self, error: FluxbaseChatError) -> None:
+        """Fail, in a child process."""
+        error = fresh(error)
+        error.sent = self.sent
+        if self.outcome is not None:
+            self.outcome.after_fork()
+            self.outcome.fail(error)
+        elif self.answer is not None:
+            self.answer.after_fork(error)
+            self.record.answer = None
 
     def start(self, impersonate: str | None) -> Start:
         """Return the start that it needs."""

@@ -7,6 +7,8 @@ limit, follow redirects with all credentials, and share one cookie jar in the wh
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import email.utils
 import json
 import math
@@ -15,6 +17,7 @@ import selectors
 import socket
 import ssl
 import time
+from urllib.parse import quote, unquote
 
 import attrs
 
@@ -26,10 +29,10 @@ from .errors import FluxbaseChatError, HandshakeError
 
 __all__ = [
     "Head",
+    "Redactor",
     "read_body",
     "read_head",
     "recv",
-    "redacted",
     "refusal",
     "request_headers",
     "send_all",
@@ -43,6 +46,9 @@ _BODY_BYTES = 8 * 1024
 _BODY_SECONDS = 1.0
 
 _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: .*)?")
+# websocket-client ends a line at a bare line feed, where we see one line: what stands behind it
+# would get past our checks (RFC 9112, 2.2 lets a recipient refuse it).
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @attrs.frozen
@@ -118,6 +124,8 @@ def read_head(sock: socket.socket, deadline: Deadline, waker: Waker) -> Head:
         lines = data[:end].decode("utf-8").split("\r\n")
     except UnicodeDecodeError:
         raise HandshakeError("the answer's head is not text") from None
+    if any(map(_CONTROL.search, lines)):
+        raise HandshakeError("the answer's head is not text")
     if len(lines) > _HEAD_LINES:
         raise HandshakeError(f"the answer's head has more than {_HEAD_LINES} lines")
     match = _STATUS_LINE.fullmatch(lines[0])
@@ -170,24 +178,22 @@ def refusal(
     status: int, retry_after: str | None, body: str, settings: Settings, token: str | None
 ) -> FluxbaseChatError:
     """Return the exception for an upgrade that was answered with another status than 101."""
-    body = redacted(body, settings, token)
+    redact = Redactor(settings, token)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
         values = None
     said = values.get("error") if isinstance(values, dict) else None
-    said = said[:200] if isinstance(said, str) else ""
+    said = redact(said)[:200] if isinstance(said, str) else ""
     message = f"the server refused the connection: {status}" + (f" {said}" if said else "")
     after = _retry_after(retry_after, values)
     if status == 401:  # noqa: PLR2004 - HTTP's numbers are their own names
-        return errors.AuthenticationError(
-            message, sent=False, hint="is the token right, of this server, and not expired?"
-        )
+        return errors.AuthenticationError(message, sent=False, hint=_doubt(settings, token))
     if status == 403:  # noqa: PLR2004
         return errors.PermissionDeniedError(message, sent=False)
     if status == 429:  # noqa: PLR2004
         return errors.RateLimitError(message, sent=False, retry_after=after)
-    details = {"status": status, "body": body, "retry_after": after}
+    details = {"status": status, "body": redact(body), "retry_after": after}
     if isinstance(values, dict) and values.get("code") == "FEATURE_DISABLED":
         return errors.FeatureDisabledError(
             message, **details, hint="AI chat is switched off on this server"
@@ -198,10 +204,90 @@ def refusal(
     return HandshakeError(message, **details, retryable=status in _RETRYABLE, hint=hint)
 
 
-def redacted(text: str, settings: Settings, token: str | None) -> str:
-    """Take the secrets out of what a server echoes."""
-    secrets = [settings.service_key, token, *(value for _, value in settings.headers)]
-    # The longest first: one may be a part of another.
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+def _doubt(settings: Settings, token: str | None) -> str:
+    """Say what may be wrong with credentials that were refused."""
+    if settings.service_key is not None:
+        return "is the service key right, and of this server?"
+    if token is None:
+        return "this server wants to know who is asking: pass token="
+    expired = _expired_at(token)
+    if expired is not None:
+        return f"the token expired at {expired:%Y-%m-%d %H:%M:%S} UTC"
+    return "is the token right, of this server, and not expired?"
+
+
+def _expired_at(token: str) -> dt.datetime | None:
+    """Return when a JWT has expired, as it says itself; `None` if it has not, or is none.
+
+    Nothing is verified: this only explains what the server has decided.
+    """
+    try:
+        claims = token.split(".")[1]
+        moment = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
+        return dt.datetime.fromtimestamp(moment, dt.UTC) if moment <= time.time() else None
+    except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError):
+        return None
+
+
+# A start of a token or key that is long enough to be recognized as one.
+_PREFIX = 8
+# Shorter header values and parameters (a version, a flag) are no secrets, and replacing them
+# would blot out half of what the server says.
+_SHORTEST = 4
+
+
+class Redactor:
+    """Takes what was said of the caller in the head out of texts in which a server echoes it.
+
+    Of a token or service key a part that begins like it is taken out too: whoever shortened it.
+    """
+
+    def __init__(self, settings: Settings, token: str | None) -> None:
+        found: dict[str, int] = {}
+        for value in _shown(settings):
+            if len(value) >= _SHORTEST:
+                found |= dict.fromkeys(_spellings(value), len(value))
+        for secret in filter(None, (settings.service_key, token)):
+            found |= dict.fromkeys(_spellings(secret), _PREFIX)
+        # The longest first: one may be a part of another.
+        self._secrets = sorted(found.items(), key=lambda item: len(item[0]), reverse=True)
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._secrets)}>"
+
+    def __call__(self, text: str) -> str:
+        """Return the text without the secrets."""
+        for secret, prefix in self._secrets:
+            start = secret[:prefix]
+            parts, done = [], 0
+            while (at := text.find(start, done)) >= 0:
+                parts += [text[done:at], "***"]
+                same = len(start)
+                while text[at + same : at + same + 1] == secret[same : same + 1] != "":
+                    same += 1
+                done = at + same
+            text = "".join([*parts, text[done:]])
+        return text
+
+
+def _shown(settings: Settings) -> list[str]:
+    """Return what the caller's own headers and the URL's query show that may be secret."""
+    values = [value for _, value in settings.headers]
+    for name, value in settings.headers:
+        if name.lower() in {"authorization", "proxy-authorization"}:
+            values.append(value.partition(" ")[2].strip())
+        elif name.lower() == "cookie":
+            values += [pair.partition("=")[2].strip() for pair in value.split(";")]
+    for pair in settings.endpoint.query.split("&"):
+        values.append(pair.partition("=")[2] or pair)
+        values.append(unquote(values[-1]))
+    return values
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return how a secret looks as it is, in a URL and in JSON (Go escapes three more signs)."""
+    escaped = json.dumps(secret)[1:-1]
+    go = escaped
+    for sign in "<>&":
+        go = go.replace(sign, f"\\u{ord(sign):04x}")
+    return {secret, quote(secret, safe=""), escaped, go}

@@ -15,17 +15,28 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from ._deadline import Deadline
+from ._deadline import Clock, Deadline
 from .config import Endpoint
 from .errors import (
     ConfigurationError,
     ConnectError,
     ConnectTimeoutError,
+    FluxbaseChatError,
     NotConnectedError,
     TLSError,
 )
 
-__all__ = ["Waker", "call", "check_ssl_context", "open_socket", "wait_for"]
+__all__ = [
+    "Waker",
+    "call",
+    "check_ssl_context",
+    "connect_tcp",
+    "open_socket",
+    "pause",
+    "tls_error",
+    "tune",
+    "wait_for",
+]
 
 T = TypeVar("T")
 
@@ -41,7 +52,8 @@ class Waker:
     """Ends a wait in a selector from another thread. `wake` and `stop` are thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant, because the garbage collector may wake while a wake is under way.
+        self._lock = threading.RLock()
         self._receiver, self._sender = socket.socketpair()
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
@@ -76,6 +88,11 @@ class Waker:
         except BlockingIOError:
             pass
 
+    def after_fork(self) -> None:
+        """Free the child's copies; a thread that is not there may have held the lock."""
+        self._lock = threading.RLock()
+        self.close()
+
     def close(self) -> None:
         """Free the descriptors; later wakes do nothing."""
         with self._lock:
@@ -94,7 +111,8 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
         if sock is not None:
             selector.register(sock, event)
         while True:
-            ready = selector.select(deadline.remaining())
+            # The wake of a stop may have been taken by another wait before.
+            ready = selector.select(0 if waker.stopped else deadline.remaining())
             waker.drain()
             if waker.stopped:
                 raise NotConnectedError("the client was disconnected", sent=False)
@@ -102,6 +120,13 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
                 return
             if deadline.expired:
                 raise TimeoutError
+
+
+def pause(seconds: float, clock: Clock, waker: Waker) -> None:
+    """Wait; raise `NotConnectedError` as soon as the waker is stopped."""
+    deadline = Deadline(seconds, clock)
+    while not deadline.expired:
+        wait_for(None, 0, deadline, waker)
 
 
 def call(function: Callable[[], T], deadline: Deadline, waker: Waker, name: str) -> T:
@@ -141,32 +166,42 @@ def check_ssl_context(value: object) -> None:
         )
 
 
+Opener = Callable[[Deadline, Waker], socket.socket]
+
+
 def open_socket(
-    endpoint: Endpoint, context: ssl.SSLContext | None, deadline: Deadline, waker: Waker
+    endpoint: Endpoint,
+    context: ssl.SSLContext | None,
+    deadline: Deadline,
+    waker: Waker,
+    through: Opener | None = None,
 ) -> socket.socket:
     """Connect to the endpoint and return a non-blocking socket, with TLS if it is secure.
 
+    `through` opens the way to it in place of a plain TCP connection: a proxy's.
     Raises `ConnectError` (`ConnectTimeoutError`, `TLSError`) or `NotConnectedError`.
     """
-    step = "looking up the name"
+    step = "looking up the name, waiting for TCP"
     sock = None
     try:
-        addresses = _resolve(endpoint, deadline, waker)
-        step = "waiting for TCP"
-        sock = _connect(addresses, deadline, waker)
+        if through is not None:
+            sock = through(deadline, waker)
+        else:
+            sock = connect_tcp(endpoint.host, endpoint.port, deadline, waker)
         if endpoint.secure:
             step = "waiting for TLS"
             sock = _start_tls(sock, endpoint.host, context, deadline, waker)
     except BaseException as error:
         if sock is not None:
             sock.close()
+        if isinstance(error, FluxbaseChatError):
+            raise
         if isinstance(error, ssl.SSLError):
-            raise _tls_error(endpoint, error) from error
+            raise tls_error(endpoint, error) from error
         if isinstance(error, TimeoutError) and error.errno is None:
+            step = str(error) or step
             raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
         if isinstance(error, OSError):
-            if isinstance(error, NotConnectedError):
-                raise
             why = error.strerror or str(error)
             raise ConnectError(f"cannot connect to {endpoint}: {why}") from error
         if isinstance(error, (RuntimeError, ValueError)):
@@ -176,11 +211,26 @@ def open_socket(
     return sock
 
 
+def connect_tcp(host: str, port: int, deadline: Deadline, waker: Waker) -> socket.socket:
+    """Look a name up and connect to one of its addresses; raise `OSError` or `TimeoutError`."""
+    try:
+        addresses = _resolve(host, port, deadline, waker)
+    except TimeoutError as error:
+        if error.errno is None:
+            raise TimeoutError("looking up the name") from None
+        raise
+    try:
+        return _connect(addresses, deadline, waker)
+    except TimeoutError as error:
+        if error.errno is None:
+            raise TimeoutError("waiting for TCP") from None
+        raise
+
+
 _Address = tuple[Any, ...]
 
 
-def _resolve(endpoint: Endpoint, deadline: Deadline, waker: Waker) -> list[_Address]:
-    host, port = endpoint.host, endpoint.port
+def _resolve(host: str, port: int, deadline: Deadline, waker: Waker) -> list[_Address]:
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
@@ -206,12 +256,7 @@ def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in _KEEPALIVE.items():
-            if hasattr(socket, name):
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        tune(sock)
         code = sock.connect_ex(where)
         if code in {errno.EINPROGRESS, errno.EWOULDBLOCK}:
             wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
@@ -222,6 +267,16 @@ def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.
         sock.close()
         raise
     return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Set what every socket of ours has: it never waits, delays no small frame, and keeps alive."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _start_tls(
@@ -254,13 +309,17 @@ def _start_tls(
         raise
 
 
-def _tls_error(endpoint: Endpoint, error: ssl.SSLError) -> TLSError:
+def tls_error(endpoint: Endpoint, error: ssl.SSLError) -> ConnectError:
+    """Return the exception for a TLS handshake that failed."""
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
+        # Not TLS but the server has failed: one that is being restarted does so.
+        return ConnectError(f"cannot connect to {endpoint}: the connection ended in TLS")
     if isinstance(error, ssl.SSLCertVerificationError):
         return TLSError(
             f"the certificate of {endpoint} is not trusted: {error.verify_message}",
             hint="pass ssl_context=ssl.create_default_context(cafile=...) for an own authority",
         )
     reason = (error.reason or str(error)).replace("_", " ").lower()
-    return TLSError(
-        f"no TLS with {endpoint}: {reason}", hint="is it a plain port? Then the URL is ws://"
-    )
+    # An alert is TLS: the server's own word why it refuses, such as a missing certificate of ours.
+    hint = "" if "alert" in reason else "is it a plain port? Then the URL is ws://"
+    return TLSError(f"no TLS with {endpoint}: {reason}", hint=hint)

@@ -12,7 +12,10 @@ entry: nothing goes between them, so another chatbot cannot answer the message.
 
 from __future__ import annotations
 
+import contextlib
+import random
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import attrs
@@ -25,12 +28,14 @@ from ._deadline import Clock, Deadline
 from ._dispatch import Callbacks
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
+from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import EffectLock, Telling
 from ._watch import Due
 from ._wire import Item, Malformed
 from .config import Settings
 from .errors import (
     ChatTimeoutError,
+    ConnectError,
     ConnectTimeoutError,
     FluxbaseChatError,
     LocalProtocolError,
@@ -55,16 +60,31 @@ class Session:
     def __init__(self, settings: Settings, callbacks: Callbacks, clock: Clock) -> None:
         self.settings: Settings = settings
         self.clock: Clock = clock
-        self._lock = EffectLock()  # guards all below
-        self._telling = Telling(callbacks, self._lock)
         self._conversations = Conversations(settings.impersonate_user_id)
+        self._begin(callbacks)
+
+    def _begin(self, callbacks: Callbacks) -> None:
+        """Be without a connection, a thread or a call: at first, and in the child of a fork."""
+        settings = self.settings
+        self._lock = EffectLock()  # guards all below
+        self._telling = Telling(callbacks, self._lock, self._resume)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
         self._current: Connection | None = None
         self._opening = Outcome()
+        self._opened_at = 0.0
         self._draining: deque[Connection] = deque()
         self._numbers = 0
+        self._backoff = Backoff(
+            settings.reconnect_attempts, settings.reconnect_delay, random.random
+        )
+        # A connection that was there is being replaced, as often as the backoff allows. One that
+        # a call asks for is tried once, for that call.
+        self._recovering = False
+        self._abandoned = False
+        self._blocked = 0
+        self._paused = False
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -93,20 +113,51 @@ class Session:
         with self._lock:
             return self._unfinished()
 
+    # -- pausing for slow callbacks ---------------------------------------------------------
+
+    @contextlib.contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Say that a thread waits for what is read: reading does not pause meanwhile."""
+        with self._lock:
+            self._blocked += 1
+        self._resume()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocked -= 1
+
+    def paused(self) -> bool:
+        """Whether reading has to wait until callbacks have taken what there is (promise 9)."""
+        # Set before looking: whoever changes what is looked at sees it afterwards.
+        self._paused = True
+        limit = self.settings.limits.backlog_bytes
+        self._paused = self._telling.backlog > limit and self._blocked == 0
+        return self._paused
+
+    def _resume(self) -> None:
+        connection = self._current
+        if self._paused and connection is not None:
+            connection.wake()
+
     # -- calls ------------------------------------------------------------------------------
 
     def connect(self, seconds: float | None) -> None:
         """Open a connection, or wait for the one being opened; raise if there is none in time."""
         with self._lock:
+            self._check_not_abandoned()
             if self._state == "connected":
                 return
             patience = seconds
             if self._current is None:
+                self._recovering = False
                 self._open(seconds)
                 # It ends at the same deadline, and says what it was waiting for.
                 patience = None if seconds is None else seconds + _JOIN_SECONDS
             opening = self._opening
-        if not opening.wait(patience):
+        with self.blocking():
+            opened = opening.wait(patience)
+        if not opened:
             raise ConnectTimeoutError(
                 f"no connection to {self.settings.endpoint} within {seconds:g} s"
             )
@@ -166,6 +217,37 @@ class Session:
         """Wait until all that was posted was told; `False` when the deadline comes first."""
         return self.inside_callback or self._telling.dispatcher.wait_idle(deadline)
 
+    def untold(self) -> int:
+        """How many turns are unfinished whose end callbacks would hear of. Takes no lock."""
+        return self._telling.untold([e for e in [*list(self._queue), self._on_wire] if e])
+
+    def abandon(self) -> None:
+        """End everything at once; nobody waits any more. Takes no lock, and does not wait."""
+        self._abandoned = True
+        for connection in [*self._draining, *([self._current] if self._current else [])]:
+            connection.abandon()
+        self._telling.dispatcher.abandon()
+
+    def after_fork(self) -> None:
+        """Begin anew in a child process: without its threads, and without a word to the server.
+
+        What was pending fails, the conversations stay known. Nothing else runs in the child yet.
+        """
+        error = NotConnectedError(
+            "the process was forked: this belongs to the parent", hint="the next call connects"
+        )
+        entries = self._unfinished()
+        for connection in [*self._draining, *([self._current] if self._current else [])]:
+            connection.after_fork()
+        opening = self._opening
+        disconnected = self._state == "disconnected"
+        self._begin(self._telling.callbacks)
+        self._state = "disconnected" if disconnected else "new"
+        opening.after_fork()
+        opening.fail(error)
+        for entry in entries:
+            entry.after_fork(error)
+
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
         deadline = Deadline(seconds, self.clock)
@@ -187,6 +269,8 @@ class Session:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
             self._telling.end(error)
+            self._rest()
+            self._backoff.reset()
         self._telling.dispatcher.stop(deadline)
         for connection in connections:
             left = deadline.remaining()
@@ -194,6 +278,10 @@ class Session:
             connection.join(None if left is None else left + _JOIN_SECONDS)
 
     # -- under the lock: the queue ----------------------------------------------------------
+
+    def _check_not_abandoned(self) -> None:
+        if self._abandoned:
+            raise NotConnectedError("the interpreter is shutting down", sent=False)
 
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]
@@ -203,6 +291,7 @@ class Session:
         return [e for e in self._unfinished() if e.record is record and e.answer is not None]
 
     def _enqueue(self, entry: Entry) -> None:
+        self._check_not_abandoned()
         if self._state == "disconnected":
             raise NotConnectedError(
                 "the client was disconnected", sent=False, hint="connect() opens it again"
@@ -213,6 +302,7 @@ class Session:
     def _advance(self) -> None:
         """Put the queue's head on the wire if that is free; open a connection if there is none."""
         if self._queue and self._current is None:
+            self._recovering = False
             self._open(self.settings.timeouts.connect)
         while self._queue and self._on_wire is None and self._current and self._current.ready:
             self._write(self._queue.popleft(), self._current)
@@ -279,7 +369,7 @@ class Session:
                 self._draining.append(self._current)
                 if len(self._draining) > _MAX_DRAINING:
                     self._draining.popleft().close()
-                self._open(self.settings.timeouts.connect)
+                self._replace()
 
     def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
         outcome = entry.outcome
@@ -289,23 +379,57 @@ class Session:
 
     # -- under the lock: the connection -----------------------------------------------------
 
-    def _open(self, seconds: float | None) -> None:
+    def _open(self, seconds: float | None, delay: float = 0.0) -> None:
         """Open a connection in place of the current one."""
         self._numbers += 1
         if not self._telling.connected_before:
             self._telling.begin()
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
-        self._opening = Outcome()
+        if self._opening.done:
+            self._opening = Outcome()
         self._current = connection = Connection(
-            self.settings, self, clock=self.clock, connect=seconds, number=self._numbers
+            self.settings,
+            self,
+            clock=self.clock,
+            connect=seconds,
+            number=self._numbers,
+            delay=delay,
         )
+        self._telling.dispatcher.want()
         self._lock.then(lambda: self._start(connection))
 
+    def _replace(self) -> None:
+        """Go on over a new connection at once: this one was left on purpose."""
+        self._recovering = True
+        self._open(self.settings.timeouts.connect)
+
+    def _recover(self, error: FluxbaseChatError) -> bool:
+        """There is no connection: try again in a while; `False` where that is over."""
+        self._current = None
+        self._telling.lost(error)
+        delay = self._backoff.next(error) if self._recovering else None
+        if delay is None:
+            return False
+        self._telling.post([events.Reconnecting(attempt=self._backoff.attempt, delay=delay)])
+        self._open(self.settings.timeouts.connect, delay)
+        return True
+
+    def _give_up(self, error: FluxbaseChatError) -> None:
+        """There will be no connection: fail all that waits for one; none of it was sent."""
+        self._state = "lost"
+        if isinstance(error, ConnectError):
+            error.attempts = self._backoff.attempt if self._recovering else 1
+        opening = self._opening
+        self._lock.then(lambda: opening.fail(error))
+        while self._queue:
+            self._fail(self._queue.popleft(), error)
+        self._rest()
+
     def _rest(self) -> None:
-        """End the callback thread when it has told all, unless it is wanted again by now."""
-        with self._lock:
-            if self._current is None:
-                self._telling.dispatcher.rest()
+        """Have the callback thread end behind what is told, unless it is wanted again by then."""
+        dispatcher = self._telling.dispatcher
+        wants = dispatcher.wants
+        self._lock.then(lambda: dispatcher.rest(wants))
 
     def _start(self, connection: Connection) -> None:
         """Start the threads; the lock is not held."""
@@ -315,9 +439,6 @@ class Session:
         except FluxbaseChatError as error:
             connection.discard()
             self.open_failed(connection, error)
-        with self._lock:
-            if self._state == "disconnected":  # meanwhile, and before there was a thread to stop
-                self._lock.then(self._rest)
 
     # -- Sink: the I/O threads --------------------------------------------------------------
 
@@ -326,23 +447,18 @@ class Session:
         with self._lock:
             if connection is self._current:
                 self._state = "connected"
+                self._opened_at = self.clock()
+                self._recovering = True
                 opening = self._opening
                 self._lock.then(opening.resolve)
                 self._telling.opened()
                 self._advance()
 
     def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
-        """Fail all that waits for the connection; none of it was sent."""
+        """Try again, or give up."""
         with self._lock:
-            if connection is self._current:
-                self._current = None
-                self._state = "lost"
-                self._telling.lost(error)
-                opening = self._opening
-                self._lock.then(lambda: opening.fail(error))
-                while self._queue:
-                    self._fail(self._queue.popleft(), error)
-                self._lock.then(self._rest)
+            if connection is self._current and not self._recover(error):
+                self._give_up(error)
 
     def ended(
         self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
@@ -351,10 +467,10 @@ class Session:
         with self._lock:
             if connection in self._draining:
                 self._draining.remove(connection)
-            if connection is not self._current:
+            if connection is not self._current or self._abandoned:
                 return
-            self._current = None
-            self._state = "lost"
+            if self.clock() - self._opened_at >= GOOD_SECONDS:
+                self._backoff.reset()
             self._telling.lost(error)
             entry, self._on_wire = self._on_wire, None
             if entry is not None:
@@ -367,9 +483,14 @@ class Session:
                 else:
                     entry.request = None
                     self._queue.appendleft(entry)
-            self._advance()
-            if not self._queue:
-                self._lock.then(self._rest)
+            if not self._recover(error):
+                if self._backoff.attempt:  # all were made, and it is lost again before an answer
+                    self._give_up(error)
+                    return
+                self._state = "lost"
+                self._advance()  # what is queued is a call each, and tries once more
+                if not self._queue:
+                    self._rest()
 
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
@@ -395,7 +516,7 @@ class Session:
                     phase="start",
                 )
                 self._fail(entry, late)
-            self._open(self.settings.timeouts.connect)
+            self._replace()
 
     def delivered(self, connection: Connection, deliveries: list[Delivery], size: int) -> None:
         """Hand on what arrived to those it is for."""
@@ -433,7 +554,7 @@ class Session:
         if not items or not answer.feed(items, size):
             return
         with self._lock:
-            self._telling.post(items, entry)
+            self._telling.post(items, entry, size=size)
             limit = self.settings.limits.turn_bytes
             if answer.size > limit:
                 self._end(entry, RemoteProtocolError(f"the answer is larger than {limit:,} bytes"))
@@ -467,6 +588,7 @@ class Session:
                 return
             self._on_wire = None
             if isinstance(item, events.ChatStarted):
+                self._backoff.reset()
                 self._telling.post([item], entry)
                 try:
                     self._conversations.started(entry, item.conversation_id)

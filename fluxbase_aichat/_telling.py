@@ -47,21 +47,34 @@ class EffectLock:
     ) -> None:
         effects, self._effects = self._effects, []
         self._lock.release()
+        _run(effects)
+
+
+def _run(effects: list[Effect]) -> None:
+    done = 0
+    try:
         for effect in effects:
+            done += 1
             effect()
+    finally:
+        # What was decided is done, also when Ctrl-C comes in between: others wait for it.
+        if done < len(effects):
+            _run(effects[done:])
 
 
 class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
-    def __init__(self, callbacks: Callbacks, lock: EffectLock) -> None:
-        self._callbacks = callbacks
+    def __init__(
+        self, callbacks: Callbacks, lock: EffectLock, drained: Callable[[], object]
+    ) -> None:
+        self.callbacks: Callbacks = callbacks
         self._lock = lock
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
         self._context = contextvars.copy_context()
-        self.dispatcher: Dispatcher = Dispatcher(callbacks, self._failed)
+        self.dispatcher: Dispatcher = Dispatcher(callbacks, self._failed, drained)
         self.callback_errors: int = 0
 
     def _failed(self) -> None:
@@ -72,7 +85,7 @@ class Telling:
     @property
     def inside_callback(self) -> bool:
         """Whether the caller runs inside a callback of this session. Takes no lock."""
-        return Dispatcher.inside(self._callbacks)
+        return Dispatcher.inside(self.callbacks)
 
     def begin(self) -> None:
         """Take the context of the call that connects, for what belongs to no call."""
@@ -82,6 +95,18 @@ class Telling:
         """Tell the connection's end, and begin anew with the next one."""
         self.lost(error)
         self._told = "nothing"
+
+    @property
+    def backlog(self) -> int:
+        """The bytes that wait for callbacks. Takes no lock."""
+        return self.dispatcher.backlog
+
+    def untold(self, entries: list[Entry]) -> int:
+        """How many of these turns, or of those ended, have callbacks still to hear. No lock."""
+        if not self.callbacks.any:
+            return 0
+        turns = sum(entry.answer is not None for entry in entries)
+        return turns + self.dispatcher.untold
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -105,20 +130,25 @@ class Telling:
     # -- requests ---------------------------------------------------------------------------
 
     def post(
-        self, items: Sequence[Item | Failure], entry: Entry | None = None, *, last: bool = False
+        self,
+        items: Sequence[Item | Failure],
+        entry: Entry | None = None,
+        *,
+        last: bool = False,
+        size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
-        if self._callbacks.any:
-            post = Post(context, items, answer, last)
+        if self.callbacks.any:
+            post = Post(context, items, answer, last=last, size=size)
             self._lock.then(lambda: self.dispatcher.post(post))
         elif last and answer is not None:
             self._lock.then(answer.callbacks_run.set)
 
     def stray(self, item: Item) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
-        if self._callbacks.any:
+        if self.callbacks.any:
             post = Post(self._context, [item], stray=True)
             self._lock.then(lambda: self.dispatcher.post(post))
 
@@ -138,7 +168,7 @@ class Telling:
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
             error.retryable = not error.sent
-        told = bool(items) and self._callbacks.on_error is not None
+        told = bool(items) and self.callbacks.on_error is not None
         outcome, answer = entry.outcome, entry.answer
 
         def resolve() -> None:

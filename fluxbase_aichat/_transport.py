@@ -23,7 +23,7 @@ from websocket import ABNF, continuous_frame, frame_buffer
 
 from . import _handshake
 from ._deadline import Clock, Deadline
-from ._net import Waker, open_socket
+from ._net import Waker, open_socket, tls_error
 from .config import Settings
 from .errors import (
     ConnectionLostError,
@@ -43,24 +43,12 @@ _MAX_FRAGMENTS = 4096
 _WRITE_STALL_SECONDS = 10.0
 
 _TEXT_FIN: Final = 0x81  # a whole text message in one frame
-_LENGTH_16, _LENGTH_64 = 126, 127
+_LENGTH_16: Final = 126  # the length follows in 16 bits; 127: in 64
+_MASKED: Final = 0x80
 
 
 class _TooBigError(Exception):
     """A message is beyond its limit. Never leaves this module."""
-
-
-class _Frames(frame_buffer):
-    """websocket-client's frame reader with a limit: it has none of its own."""
-
-    def __init__(self, recv: Any, limit: int) -> None:
-        super().__init__(recv, skip_utf8_validation=False)  # of the reason of a close frame
-        self._limit = limit
-
-    def recv_length(self) -> None:
-        super().recv_length()
-        if self.length is not None and self.length > self._limit:
-            raise _TooBigError(f"a message is larger than {self._limit:,} bytes")
 
 
 class _Fragments(continuous_frame):
@@ -100,18 +88,16 @@ class _WebSocket(websocket.WebSocket):
 
     def __init__(self, limit: int) -> None:
         super().__init__(enable_multithread=False)
-        self.frame_buffer = _Frames(self._recv, limit)
+        # UTF-8 is checked of the reason of a close frame.
+        self.frame_buffer = frame_buffer(self._recv, skip_utf8_validation=False)
         self.cont_frame = _Fragments(limit)
         self.close_sent = False
         self.pong_due: bytes | None = None
 
     @property
     def between_messages(self) -> bool:
-        """Whether the library holds no part of a frame or of a message."""
-        frames = self.frame_buffer
-        return (
-            not frames.recv_buffer and frames.header is None and self.cont_frame.cont_data is None
-        )
+        """Whether the library holds no fragment of a message."""
+        return self.cont_frame.cont_data is None
 
     def pong(self, payload: Any = b"") -> None:
         # RFC 6455, 5.5.3: answering the latest ping is enough, so a flood of them costs nothing.
@@ -151,6 +137,7 @@ class _GuardedSocket:
         self.incoming = b""
         self.position = 0
         self.outgoing: deque[memoryview] = deque()
+        self.frames = 0
 
     def gettimeout(self) -> float:
         """Say that nothing here waits: websocket-client then makes one plain call."""
@@ -176,6 +163,7 @@ class _GuardedSocket:
             _handshake.send_all(self._sock, request, self._deadline, self._waker)
         else:
             self.outgoing.append(memoryview(data))
+            self.frames += 1
         return len(data)
 
     def recv(self, size: int) -> bytes:
@@ -198,7 +186,10 @@ class _GuardedSocket:
             if head.get(f"sec-websocket-{name}") is not None:
                 raise HandshakeError(f"the server chose a WebSocket {name} that nobody offered")
         self.rest = head.rest
-        kept = [line for line in head.lines if "set-cookie" not in line.lower()]
+        # It strips and lowers names as is done here, whatever stands before and behind them.
+        kept = [
+            line for line in head.lines if line.partition(":")[0].strip().lower() != "set-cookie"
+        ]
         return "\r\n".join([*kept, "", ""]).encode()
 
 
@@ -217,7 +208,10 @@ class Transport:
         *,
         limit: int,
         clock: Clock,
+        redact: _handshake.Redactor,
     ) -> None:
+        self.redact = redact
+        """Takes this connection's credentials out of a text that the server has sent."""
         self._sock = sock
         self._ws = ws
         self._guard = guard
@@ -230,10 +224,10 @@ class Transport:
         self._stalled_since: float | None = None
         self.end: FluxbaseChatError | None = None
         """Why nothing more will come, once that is so."""
+        self.written = 0
+        """How many frames were written as a whole."""
         self.pongs = 0
         """How many pongs have come."""
-        self.written = 0
-        """How many frames the system has taken as a whole."""
         self._selector = selectors.DefaultSelector()
         self._selector.register(waker, selectors.EVENT_READ)
         self._selector.register(sock, selectors.EVENT_READ)
@@ -251,7 +245,12 @@ class Transport:
         when the waker was stopped, `NotConnectedError`.
         """
         endpoint = settings.endpoint
-        sock = open_socket(endpoint, settings.ssl_context, deadline, waker)
+        through = None
+        if settings.proxy is not None:
+            from ._proxy import opener  # noqa: PLC0415 - few need it, and urllib.request is large
+
+            through = opener(settings)
+        sock = open_socket(endpoint, settings.ssl_context, deadline, waker, through)
         try:
             limit = settings.limits.message_bytes
             guard = _GuardedSocket(sock, settings, token, deadline, waker)
@@ -273,6 +272,9 @@ class Transport:
                     f"no connection to {endpoint} in time: waiting for the upgrade"
                 ) from None
             except OSError as error:
+                if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                    # In TLS 1.3 a server's alert comes when the client has done its part.
+                    raise tls_error(endpoint, error) from error
                 why = error.strerror or type(error).__name__
                 raise HandshakeError(f"the connection broke in the handshake: {why}") from error
             except Exception as error:  # noqa: BLE001 - whatever it trips over, we name it
@@ -282,7 +284,8 @@ class Transport:
                 ) from None
             guard.opening = False
             guard.incoming, guard.position = b"", 0
-            return cls(sock, ws, guard, waker, limit=limit, clock=clock)
+            redact = _handshake.Redactor(settings, token)
+            return cls(sock, ws, guard, waker, limit=limit, clock=clock, redact=redact)
         except BaseException:
             sock.close()
             raise
@@ -338,58 +341,57 @@ class Transport:
         position = 0
         need = 2
         ours = self._ws.between_messages
-        while position < size and self.end is None:
-            if not ours or data[position] != _TEXT_FIN:
-                position = self._by_library(data, position, payloads)
-                ours = self._ws.between_messages
-                continue
-            if size - position < 2:  # noqa: PLR2004 - the shortest head of a frame
-                break
+        while size - position >= 2 and self.end is None:  # noqa: PLR2004 - the shortest head
+            simple = ours and data[position] == _TEXT_FIN
             length = data[position + 1]
             start = position + 2
             if length >= _LENGTH_16:
-                if length > _LENGTH_64:  # masked, as no server should: the library unmasks it
-                    position = self._by_library(data, position, payloads)
-                    ours = self._ws.between_messages
-                    continue
-                start += 2 if length == _LENGTH_16 else 8
-                if size < start:
-                    need = start - position
-                    break
-                length = int.from_bytes(data[position + 2 : start])
+                if length & _MASKED:  # as no server should: the library unmasks it
+                    simple = False
+                    length ^= _MASKED
+                    start += 4
+                if length >= _LENGTH_16:
+                    wide = 2 if length == _LENGTH_16 else 8
+                    start += wide
+                    if size < start:
+                        need = start - position
+                        break
+                    length = int.from_bytes(data[position + 2 : position + 2 + wide])
                 if length > limit:
                     raise _TooBigError(f"a message is larger than {limit:,} bytes")
             end = start + length
             if end > size:
                 need = end - position
                 break
-            payloads.append(data[start:end])
+            if simple:
+                payloads.append(data[start:end])
+            else:
+                self._by_library(data[position:end], payloads)
+                ours = self._ws.between_messages
             position = end
-        if not ours:
-            need = 1  # the library has taken all there was, and waits for the next byte
         self._chunks = [data[position:]] if position < size else []
         self._have = size - position
         self._need = need
 
-    def _by_library(self, data: bytes, position: int, payloads: list[bytes]) -> int:
-        """Let websocket-client read one frame; return where it stopped."""
+    def _by_library(self, frame: bytes, payloads: list[bytes]) -> None:
+        """Let websocket-client read one frame.
+
+        It is given whole ones only: each part of one would cost it a look at all parts before.
+        """
         guard = self._guard
-        guard.incoming, guard.position = data, position
+        guard.incoming, guard.position = frame, 0
         try:
-            opcode, frame = self._ws.recv_data_frame(True)
+            opcode, message = self._ws.recv_data_frame(True)
         except websocket.WebSocketTimeoutException:
-            pass  # it has taken what there was, and goes on from there
-        else:
-            if opcode in {ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY}:
-                payloads.append(frame.data)
-            elif opcode == ABNF.OPCODE_PONG:
-                self.pongs += 1
-            elif opcode == ABNF.OPCODE_CLOSE:
-                self._lost(_goodbye(frame.data), None)
+            return  # a fragment, and no message yet
         finally:
-            position = guard.position
             guard.incoming, guard.position = b"", 0
-        return position
+        if opcode in {ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY}:
+            payloads.append(message.data)
+        elif opcode == ABNF.OPCODE_PONG:
+            self.pongs += 1
+        elif opcode == ABNF.OPCODE_CLOSE:
+            self._lost(self.redact(_goodbye(message.data)), None)
 
     def _lost(self, why: str, cause: BaseException | None) -> None:
         if self.end is None:
@@ -409,9 +411,9 @@ class Transport:
         return bool(self._guard.outgoing) or self._ws.pong_due is not None
 
     def send(self, payload: bytes) -> int:
-        """Put one message into the outgoing buffer; return what `written` is behind it."""
+        """Put one message into the outgoing buffer; return what `written` is when it is out."""
         self._ws.send(payload, ABNF.OPCODE_TEXT)
-        return self.written + len(self._guard.outgoing)
+        return self._guard.frames
 
     def ping(self) -> None:
         """Put a ping into the outgoing buffer."""
@@ -424,11 +426,8 @@ class Transport:
     def flush(self) -> None:
         """Write what the socket takes now; sets `end` when it is broken or takes nothing."""
         outgoing = self._guard.outgoing
-        pong, self._ws.pong_due = self._ws.pong_due, None
-        if pong is not None and not self._ws.close_sent:
-            self._ws.send(pong, ABNF.OPCODE_PONG)
         try:
-            while outgoing:
+            while outgoing or self._put_pong():
                 sent = self._sock.send(outgoing[0])
                 self._stalled_since = None
                 if sent < len(outgoing[0]):
@@ -446,7 +445,23 @@ class Transport:
             outgoing.clear()
             self._lost(f"the connection broke: {error.strerror or type(error).__name__}", error)
 
+    def _put_pong(self) -> bool:
+        """Put the pong that is due into the empty buffer; say whether there was one.
+
+        Not before it is empty: a server that asks for pongs and reads none would fill it.
+        """
+        pong, self._ws.pong_due = self._ws.pong_due, None
+        if pong is None or self._ws.close_sent:
+            return False
+        self._ws.send(pong, ABNF.OPCODE_PONG)
+        return True
+
     # -- waiting ----------------------------------------------------------------------------
+
+    @property
+    def buffered(self) -> int:
+        """The bytes of a message that is not whole yet."""
+        return self._have
 
     @property
     def unread(self) -> bool:
@@ -454,16 +469,21 @@ class Transport:
         tls = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
         return tls or self._have >= self._need
 
-    def wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None, *, reading: bool = True) -> None:
         """Wait until there is something to read, room to write, a wake, or the time is up."""
-        if self.unread:
+        if reading and self.unread:
             return
-        events = selectors.EVENT_READ
+        events = selectors.EVENT_READ if reading else 0
         if self.unsent:
             events |= selectors.EVENT_WRITE
             seconds = min(_WRITE_STALL_SECONDS, seconds if seconds is not None else 1e9)
         if events != self._events:
-            self._selector.modify(self._sock, events)
+            if not events:
+                self._selector.unregister(self._sock)
+            elif not self._events:
+                self._selector.register(self._sock, events)
+            else:
+                self._selector.modify(self._sock, events)
             self._events = events
         for key, _ in self._selector.select(seconds):
             if key.fileobj is self._waker:

@@ -6,11 +6,12 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from ._deadline import Deadline
 from ._dispatch import Callbacks
 from ._entry import Record
+from ._lifetime import Lease
 from ._net import check_ssl_context
 from ._session import Session, State
 from .config import (
@@ -64,6 +65,8 @@ class FluxbaseAIChat:
         timeouts: a `Timeouts`, or seconds for connect, start and idle.
         limits: a `Limits`.
         ssl_context: how to trust the server; by default as the system does.
+        proxy: the URL of a proxy (`http://`, or `socks5://` with the `socks` extra), or `"env"`
+            for what the environment says; a server on this machine is reached directly.
         allow_insecure: allow credentials over `ws://` to another machine.
         exact_numbers: numbers with a fraction in query results become `decimal.Decimal`.
 
@@ -97,6 +100,7 @@ class FluxbaseAIChat:
         timeouts: Timeouts | float = Timeouts(),  # noqa: B008 - frozen
         limits: Limits = Limits(),  # noqa: B008 - frozen
         ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         allow_insecure: bool = False,
         exact_numbers: bool = False,
     ) -> None:
@@ -113,6 +117,7 @@ class FluxbaseAIChat:
             timeouts=timeouts,
             limits=limits,
             ssl_context=ssl_context,
+            proxy=proxy,
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
         )
@@ -125,7 +130,7 @@ class FluxbaseAIChat:
             on_event=on_event,
             on_callback_error=on_callback_error,
         )
-        self._session = Session(settings, callbacks, time.monotonic)
+        self._lease = Lease(Session(settings, callbacks, time.monotonic))
         self._entered = False
 
     @classmethod
@@ -140,6 +145,10 @@ class FluxbaseAIChat:
         if "token" not in options and "service_key" not in options:
             options["token"] = os.environ.get("FLUXBASE_TOKEN")
         return cls(url, **options)
+
+    @property
+    def _session(self) -> Session:
+        return self._lease.session
 
     # -- the connection ---------------------------------------------------------------------
 
@@ -255,7 +264,7 @@ class FluxbaseAIChat:
         if impersonate_user_id is not None:
             check_name("impersonate_user_id", impersonate_user_id, what="a user's id")
         self._session.claim_identity(impersonate_user_id)
-        return start(self._session, record, conversation_id, timeout)
+        return start(self._lease, record, conversation_id, timeout)
 
     @named_keywords
     def send_message(
@@ -288,7 +297,7 @@ class FluxbaseAIChat:
                 "conversation_id: this client has not started that conversation; "
                 "start_chat(chatbot, conversation_id=...) resumes one"
             )
-        return send(self._session, record, content, page_context, if_busy)
+        return send(self._lease, record, content, page_context, if_busy)
 
     def cancel(self, conversation_id: str) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else do nothing."""
@@ -331,7 +340,7 @@ class FluxbaseAIChat:
 
         """
         record = self._find(chatbot, namespace, conversation_id)
-        return ask(self._session, record, content, page_context, timeout)
+        return ask(self._lease, record, content, page_context, timeout)
 
     @named_keywords
     def conversation(
@@ -356,7 +365,7 @@ class FluxbaseAIChat:
             raise ConfigurationError('on_lost must be "raise" or "new"')
         record = self._find(chatbot, namespace, conversation_id)
         record.on_lost = on_lost
-        return Conversation(self._session, record)
+        return Conversation(self._lease, record)
 
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until all turns have ended and their callbacks have run; say whether that is so.
@@ -365,13 +374,14 @@ class FluxbaseAIChat:
         """
         session = self._session
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), session.clock)
-        while entries := session.unfinished():
-            for entry in entries:
-                waiter = entry.answer.ended if entry.answer is not None else entry.outcome
-                assert waiter is not None  # noqa: S101 - an entry has one of them
-                if not waiter.wait(deadline.remaining()):
-                    return False
-        return session.wait_for_callbacks(deadline)
+        with session.blocking():
+            while entries := session.unfinished():
+                for entry in entries:
+                    waiter = entry.answer.ended if entry.answer is not None else entry.outcome
+                    assert waiter is not None  # noqa: S101 - an entry has one of them
+                    if not waiter.wait(deadline.remaining()):
+                        return False
+            return session.wait_for_callbacks(deadline)
 
     def _find(self, chatbot: str, namespace: str | None, conversation_id: str | None) -> Record:
         """Return the known conversation, or a record of one that is yet to be started."""
@@ -386,6 +396,12 @@ class FluxbaseAIChat:
             ):
                 return known
         return record
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a FluxbaseAIChat has a connection and threads, and cannot be pickled; "
+            "pickle its parameters and make a client in the other process"
+        )
 
     def __repr__(self) -> str:
         return f"<FluxbaseAIChat {self._session.settings.endpoint} {self.state}>"

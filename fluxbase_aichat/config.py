@@ -14,8 +14,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, ParamSpec, TypeVar
-from urllib.parse import quote, urlsplit
+from typing import Any, Final, Literal, ParamSpec, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
@@ -25,6 +25,7 @@ __all__ = [
     "UNSET",
     "Endpoint",
     "Limits",
+    "Proxy",
     "Settings",
     "Timeouts",
     "Unset",
@@ -33,6 +34,7 @@ __all__ = [
     "check_secret",
     "named_keywords",
     "parse_endpoint",
+    "parse_proxy",
 ]
 
 TokenSource = str | Callable[[], str]
@@ -190,8 +192,11 @@ def parse_endpoint(ws_url: object) -> Endpoint:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:  # its text quotes the URL, and there may be a password in it
-        raise ConfigurationError(f"ws_url cannot be read; {example}") from None
+    except ValueError:
+        # Its text quotes the part: of user:password@ without its host, the password.
+        raise ConfigurationError(
+            f"ws_url cannot be read: its host or its port is none; {example}"
+        ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
             "ws_url must begin with ws://, wss://, http:// or https://, "
@@ -253,6 +258,49 @@ def check_secret(name: str, value: object) -> str:
             "strip() it first"
         )
     return value
+
+
+_PROXY_PORTS = {"http": 80, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
+
+
+@attrs.frozen
+class Proxy:
+    """What stands between the client and the server. Its password is in no `repr`."""
+
+    scheme: str
+    host: str
+    port: int
+    user: str = attrs.field(default="", repr=False)
+    password: str = attrs.field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"proxy {self.scheme}://{self.host}:{self.port}"
+
+
+def parse_proxy(value: object) -> Proxy | Literal["env"] | None:
+    """Read a `proxy`: a URL, `"env"` or `None`; raise `ConfigurationError` for anything else."""
+    if value is None or value == "env" or isinstance(value, Proxy):
+        return value
+    url = check_name("proxy", value, what='a URL such as http://proxy.example:3128, or "env"')
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        # Its text quotes the part: of user:password@ without its host, the password.
+        raise ConfigurationError("proxy cannot be read: its host or its port is none") from None
+    if parts.scheme not in _PROXY_PORTS:
+        raise ConfigurationError(
+            f'proxy must be a URL that begins with {"://, ".join(_PROXY_PORTS)}://, or "env"'
+        )
+    if not parts.hostname:
+        raise ConfigurationError("proxy has no host")
+    return Proxy(
+        parts.scheme,
+        parts.hostname,
+        port or _PROXY_PORTS[parts.scheme],
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+    )
 
 
 def _headers(headers: object) -> tuple[tuple[str, str], ...]:
@@ -336,6 +384,7 @@ class Settings:
     timeouts: Timeouts = attrs.field(factory=Timeouts, converter=_timeouts)
     limits: Limits = attrs.field(factory=Limits, validator=_check_limits)
     ssl_context: Any = None
+    proxy: Proxy | Literal["env"] | None = attrs.field(default=None, converter=parse_proxy)
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)
     exact_numbers: bool = attrs.field(default=False, validator=_check_flag)
 

@@ -6,22 +6,21 @@ Nothing here does I/O or knows the wire; a `Reply` is complete when it exists.
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from math import isfinite
-from typing import Any, Final, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
+from . import _plain
 from ._columns import (
     ColumnType,
     Interval,
     check_types,
-    column_order,
     convert,
     recognise,
 )
+from ._select import column_order
 from .errors import ConfigurationError, NoTableError
 
 __all__ = [
@@ -315,23 +314,23 @@ class Reply:
         query_results: list[QueryResult] = []
 
         def results(items: Any) -> tuple[QueryResult, ...]:
-            query_results.extend(_result_from_dict(item) for item in _list(items))
+            query_results.extend(_result_from_dict(item) for item in _plain.read_list(items))
             return tuple(query_results)
 
-        return _build(
+        return _plain.build(
             cls,
             values,
-            text=_text,
-            segments=_many(_text),
+            text=_plain.text,
+            segments=_plain.many(_plain.text),
             usage=_usage_from_dict,
             query_results=results,  # before the tools, which refer to them
-            tool_results=_many(lambda tool: _tool_from_dict(tool, query_results)),
-            conversation_id=_text,
-            chatbot=_text,
-            matched_intent_rules=_many(_rule_from_dict),
+            tool_results=_plain.many(lambda tool: _tool_from_dict(tool, query_results)),
+            conversation_id=_plain.text,
+            chatbot=_plain.text,
+            matched_intent_rules=_plain.many(_rule_from_dict),
             daily_quota=_quota_from_dict,
-            duration=_seconds,
-            time_to_first_content=_seconds,
+            duration=_plain.seconds,
+            time_to_first_content=_plain.seconds,
         )
 
     def __repr__(self) -> str:
@@ -378,48 +377,6 @@ def _html_cell(value: Any) -> str:
 
 
 # --- To and from JSON -----------------------------------------------------------------------
-#
-# Values that JSON lacks are wrapped in an object of one tag, and so is an object of the user's
-# data that happens to look like one. Everything else stands for itself.
-
-_DECIMAL: Final = "$decimal"
-_FLOAT: Final = "$float"  # 1e999 is valid JSON, and an infinity once it is read
-_OBJECT: Final = "$object"
-_TAGS: Final = frozenset({_DECIMAL, _FLOAT, _OBJECT})
-
-_Built = TypeVar("_Built")
-_Reader: TypeAlias = Callable[[Any], Any]
-
-
-def _encode(value: Any) -> Any:
-    """Copy a value of `data` into what every JSON writer takes."""
-    if isinstance(value, Decimal):
-        return {_DECIMAL: str(value)}
-    if isinstance(value, float) and not isfinite(value):
-        return {_FLOAT: repr(value)}
-    if isinstance(value, list | tuple):
-        return [_encode(item) for item in value]
-    if isinstance(value, dict):
-        encoded = {key: _encode(item) for key, item in value.items()}
-        return {_OBJECT: encoded} if len(value) == 1 and not _TAGS.isdisjoint(value) else encoded
-    return value
-
-
-def _decode(value: Any) -> Any:
-    """Undo `_encode`."""
-    if isinstance(value, list):
-        return [_decode(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if len(value) == 1:
-        ((tag, inner),) = value.items()
-        if tag == _DECIMAL:
-            return Decimal(_text(inner))
-        if tag == _FLOAT:
-            return float(_text(inner))
-        if tag == _OBJECT:
-            value = _mapping(inner)
-    return {key: _decode(item) for key, item in value.items()}
 
 
 def _result_to_dict(result: QueryResult) -> dict[str, Any]:
@@ -427,7 +384,7 @@ def _result_to_dict(result: QueryResult) -> dict[str, Any]:
         "query": result.query,
         "summary": result.summary,
         "row_count": result.row_count,
-        "data": _encode(result.data),
+        "data": _plain.encode(result.data),
     }
 
 
@@ -438,97 +395,62 @@ def _tool_to_dict(output: ToolOutput, query_results: Sequence[QueryResult]) -> d
     shared = result is not None and output.data is result.data
     return {
         "tool": output.tool,
-        "data": None if shared else _encode(output.data),
+        "data": None if shared else _plain.encode(output.data),
         "query_result": _result_to_dict(result) if result is not None and place is None else place,
     }
 
 
-def _build(cls: type[_Built], values: Any, **readers: _Reader) -> _Built:
-    """Make a `cls` of those values that have a reader; what is missing or null is left out."""
-    fields: dict[str, Any] = {}
-    present = _mapping(values)
-    for name, read in readers.items():
-        value = present.get(name)
-        if value is None:
-            continue
-        try:
-            fields[name] = read(value)
-        except ConfigurationError:
-            raise
-        except (TypeError, ValueError, ArithmeticError, IndexError) as error:
-            kind = type(value).__name__
-            raise ConfigurationError(
-                f"{cls.__name__}.{name} cannot be made of this {kind}"
-            ) from error
-    return cls(**fields)
-
-
-def _checked(*kinds: type) -> _Reader:
-    def read(value: Any) -> Any:
-        if not isinstance(value, kinds):
-            raise TypeError(f"a {type(value).__name__}, where {kinds[0].__name__} is needed")
-        return value
-
-    return read
-
-
-def _many(read: _Reader) -> Callable[[Any], tuple[Any, ...]]:
-    return lambda values: tuple(read(value) for value in _list(values))
-
-
-_text: Final = _checked(str)
-_count: Final = _checked(int)
-_seconds: Final = _checked(float, int)
-_list: Final = _checked(list, tuple)
-_mapping: Final = _checked(Mapping)
-
-
-def _rows(values: Any) -> list[dict[str, Any]]:
-    return [dict(_mapping(_decode(row))) for row in _list(values)]
-
-
 def _usage_from_dict(values: Any) -> Usage:
-    return _build(
+    return _plain.build(
         Usage,
         values,
-        prompt_tokens=_count,
-        completion_tokens=_count,
-        total_tokens=_count,
-        cached_tokens=_count,
+        prompt_tokens=_plain.count,
+        completion_tokens=_plain.count,
+        total_tokens=_plain.count,
+        cached_tokens=_plain.count,
     )
 
 
 def _rule_from_dict(values: Any) -> IntentRule:
-    return _build(
+    return _plain.build(
         IntentRule,
         values,
-        keyword=_text,
-        required_table=_text,
-        forbidden_table=_text,
-        required_tool=_text,
-        forbidden_tool=_text,
+        keyword=_plain.text,
+        required_table=_plain.text,
+        forbidden_table=_plain.text,
+        required_tool=_plain.text,
+        forbidden_tool=_plain.text,
     )
 
 
 def _counter_from_dict(values: Any) -> QuotaCounter:
-    return _build(QuotaCounter, values, used=_count, limit=_count)
+    return _plain.build(QuotaCounter, values, used=_plain.count, limit=_plain.count)
 
 
 def _quota_from_dict(values: Any) -> Quota:
-    return _build(
-        Quota, values, requests=_counter_from_dict, tokens=_counter_from_dict, resets_at=_text
+    return _plain.build(
+        Quota, values, requests=_counter_from_dict, tokens=_counter_from_dict, resets_at=_plain.text
     )
 
 
 def _result_from_dict(values: Any) -> QueryResult:
-    return _build(QueryResult, values, query=_text, summary=_text, row_count=_count, data=_rows)
+    return _plain.build(
+        QueryResult,
+        values,
+        query=_plain.text,
+        summary=_plain.text,
+        row_count=_plain.count,
+        data=_plain.rows,
+    )
 
 
 def _tool_from_dict(values: Any, query_results: Sequence[QueryResult]) -> ToolOutput:
     def result(place: Any) -> QueryResult:
         return query_results[place] if isinstance(place, int) else _result_from_dict(place)
 
-    output = _build(ToolOutput, values, tool=_text, data=_rows, query_result=result)
-    if output.query_result is not None and _mapping(values).get("data") is None:
+    output = _plain.build(
+        ToolOutput, values, tool=_plain.text, data=_plain.rows, query_result=result
+    )
+    if output.query_result is not None and _plain.mapping(values).get("data") is None:
         return attrs.evolve(output, data=output.query_result.data)
     return output

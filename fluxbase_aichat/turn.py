@@ -10,12 +10,13 @@ import contextvars
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, fresh
 from ._deadline import Deadline
 from ._entry import Entry, Record
+from ._lifetime import Lease
 from ._session import Session
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
@@ -41,9 +42,10 @@ class Turn:
     event, however late it starts.
     """
 
-    def __init__(self, session: Session, entry: Entry) -> None:
+    def __init__(self, lease: Lease, entry: Entry) -> None:
         assert entry.answer is not None  # noqa: S101 - a message has one
-        self._session = session
+        self._lease = lease
+        self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
         # A turn that nobody holds keeps no events; its callbacks go on.
@@ -116,7 +118,7 @@ class Turn:
 
         """
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             ended = self._answer.ended.wait(deadline.remaining())
         if not ended:
             raise ChatTimeoutError(
@@ -130,7 +132,7 @@ class Turn:
 
     def _result_by(self, deadline: Deadline) -> Reply:
         """Return the whole answer; at the deadline end the turn, as a cancel does."""
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             if not self._answer.ended.wait(deadline.remaining()):
                 self._session.give_up(self._entry)
         return self.result()
@@ -141,7 +143,7 @@ class Turn:
         Inside a callback it waits for the end of the turn only. It raises no error of the turn.
         """
         deadline = Deadline(check_seconds("timeout", timeout, zero=True), self._session.clock)
-        with self._cancelling_on_interrupt():
+        with self._waiting():
             ended = self._answer.ended.wait(deadline.remaining())
             if ended and not self._session.inside_callback:
                 ended = self._answer.callbacks_run.wait(deadline.remaining())
@@ -177,7 +179,7 @@ class Turn:
         position = 0
         last = False
         while not last:
-            with self._cancelling_on_interrupt():
+            with self._waiting():
                 items, last = answer.read(position, forever)
             position += len(items)
             for item in items:
@@ -196,9 +198,11 @@ class Turn:
             raise error
 
     @contextlib.contextmanager
-    def _cancelling_on_interrupt(self) -> Iterator[None]:
+    def _waiting(self) -> Iterator[None]:
+        """Wait for the turn: reading goes on, and Ctrl-C cancels it."""
         try:
-            yield
+            with self._session.blocking():
+                yield
         except KeyboardInterrupt:
             self.cancel()
             raise
@@ -224,6 +228,9 @@ class Turn:
     ) -> None:
         self.cancel()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Turn belongs to its client and cannot be pickled; its result() can be")
+
     def __repr__(self) -> str:
         answer = self._answer
         if not answer.ended.is_set():
@@ -238,8 +245,9 @@ class Turn:
 class Conversation:
     """A handle on one conversation with one chatbot. Thread-safe; starts by itself."""
 
-    def __init__(self, session: Session, record: Record) -> None:
-        self._session = session
+    def __init__(self, lease: Lease, record: Record) -> None:
+        self._lease = lease
+        self._session: Session = lease.session
         self._record = record
 
     @property
@@ -273,7 +281,7 @@ class Conversation:
         record = self._record
         if record.id is not None and record.started:
             return record.id
-        return start(self._session, record, record.id, timeout)
+        return start(self._lease, record, record.id, timeout)
 
     @named_keywords
     def send(
@@ -287,7 +295,7 @@ class Conversation:
 
         See `FluxbaseAIChat.send_message`.
         """
-        return send(self._session, self._record, content, page_context, if_busy)
+        return send(self._lease, self._record, content, page_context, if_busy)
 
     @named_keywords
     def ask(
@@ -298,11 +306,17 @@ class Conversation:
         timeout: float | Unset | None = UNSET,
     ) -> Reply:
         """Send a message and wait for the whole answer. See `FluxbaseAIChat.ask`."""
-        return ask(self._session, self._record, content, page_context, timeout)
+        return ask(self._lease, self._record, content, page_context, timeout)
 
     def cancel(self) -> None:
         """Cancel the running turn, else the oldest queued one, else do nothing."""
         self._session.cancel(self._record)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Conversation belongs to its client and cannot be pickled; pass its id, and make one "
+            "with conversation(chatbot, conversation_id=...) in the other process"
+        )
 
     def __repr__(self) -> str:
         return f"<Conversation with {self.chatbot!r}, {'started' if self.id else 'not started'}>"
@@ -312,12 +326,13 @@ class Conversation:
 
 
 def start(
-    session: Session,
+    lease: Lease,
     record: Record,
     resume: str | None,
     timeout: float | Unset | None,
 ) -> str:
     """Start a conversation and wait for its id."""
+    session = lease.session
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
     outcome = Outcome()
     entry = Entry(
@@ -327,9 +342,11 @@ def start(
         resume=resume,
         start_limit=session.settings.timeouts.start if isinstance(timeout, Unset) else seconds,
     )
-    session.submit(entry)
     try:
-        if not outcome.wait(seconds):
+        session.submit(entry)
+        with session.blocking():
+            started = outcome.wait(seconds)
+        if not started:
             session.give_up(entry)
     except KeyboardInterrupt:
         session.cancel_entry(entry)
@@ -338,7 +355,7 @@ def start(
 
 
 def send(
-    session: Session,
+    lease: Lease,
     record: Record,
     content: str,
     page_context: PageContext | None,
@@ -346,6 +363,7 @@ def send(
     timeout: float | Unset | None = UNSET,
 ) -> Turn:
     """Queue a message and return its turn."""
+    session = lease.session
     check_message(content, page_context)
     if if_busy not in {"queue", "cancel", "raise"}:
         raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
@@ -362,13 +380,17 @@ def send(
         idle_limit=None if own else limits.idle,
         turn_limit=None if own else limits.turn,
     )
-    turn = Turn(session, entry)
-    session.submit_turn(entry, if_busy)
+    turn = Turn(lease, entry)
+    try:
+        session.submit_turn(entry, if_busy)
+    except KeyboardInterrupt:
+        turn.cancel()  # nobody will ever hold it
+        raise
     return turn
 
 
 def ask(
-    session: Session,
+    lease: Lease,
     record: Record,
     content: str,
     page_context: PageContext | None,
@@ -376,6 +398,6 @@ def ask(
 ) -> Reply:
     """Queue a message and wait for its whole answer; a `timeout` bounds all of it."""
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
-    deadline = Deadline(seconds, session.clock)
-    turn = send(session, record, content, page_context, "queue", timeout)
+    deadline = Deadline(seconds, lease.session.clock)
+    turn = send(lease, record, content, page_context, "queue", timeout)
     return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class

@@ -1,13 +1,18 @@
-"""A clock that stands still until a test moves it."""
+"""A clock that stands still until a test moves it, and pauses that take no time."""
 
 from __future__ import annotations
 
 import threading
-from typing import Self
+from typing import Any, Self
 
-from fluxbase_aichat import FluxbaseAIChat
+import pytest
+from servers import WAIT
 
-__all__ = ["FakeClock"]
+from fluxbase_aichat import FluxbaseAIChat, _net
+from fluxbase_aichat._deadline import Clock, Deadline
+from fluxbase_aichat.errors import NotConnectedError
+
+__all__ = ["FakeClock", "Pauses", "Waits"]
 
 
 class FakeClock:
@@ -37,3 +42,38 @@ class FakeClock:
         connection = self._chat and self._chat._session._current
         if connection is not None:
             connection._waker.wake()
+
+
+class Pauses:
+    """The delays before connections, which are remembered and take no time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds: list[float] = []
+        """Each delay that was waited for, connections without one left out."""
+        monkeypatch.setattr("fluxbase_aichat._connection.pause", self._pause)
+
+    def _pause(self, seconds: float, clock: Clock, waker: _net.Waker) -> None:
+        if seconds:
+            self.seconds.append(seconds)
+        if isinstance(clock, FakeClock):
+            clock.advance(seconds)
+        if waker.stopped:
+            raise NotConnectedError("the client was disconnected", sent=False)
+
+
+class Waits:
+    """Tells when an I/O thread has come to wait for nothing but the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._came = threading.Semaphore(0)
+        self._wait_for = _net.wait_for
+        monkeypatch.setattr(_net, "wait_for", self._note)
+
+    def _note(self, sock: Any, event: int, deadline: Deadline, waker: _net.Waker) -> None:
+        if sock is None:
+            self._came.release()
+        self._wait_for(sock, event, deadline, waker)
+
+    def wait(self) -> None:
+        """Wait until one has come once more."""
+        assert self._came.acquire(timeout=WAIT), "nobody waits for the time"

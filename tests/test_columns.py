@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbase_aichat._columns import (
-    Interval,
-    check_types,
-    column_order,
-    convert,
-    recognise,
-    select_names,
-)
+from fluxbase_aichat._columns import Interval, check_types, convert, recognise
+from fluxbase_aichat._select import column_order, select_names
 from fluxbase_aichat.errors import ConfigurationError
 
 UUID_BYTES = [0, 0, 0, 0, 0, 0, 64, 0, 128, 0, 0, 0, 0, 0, 0, 1]

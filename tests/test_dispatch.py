@@ -24,8 +24,10 @@ def tell(*items, **callbacks):
     """Run one dispatcher over some items, to its end; return a mark for each that failed."""
     failures = []
     dispatcher = Dispatcher(Callbacks.of(**callbacks), lambda: failures.append("failed"))
+    dispatcher.want()
     dispatcher.start()
     dispatcher.post(Post(contextvars.copy_context(), items))
+    dispatcher.rest()
     dispatcher.stop(Deadline(5))
     return failures
 
@@ -118,9 +120,11 @@ def test_contexts(told):
     context = contextvars.copy_context()
     context.run(variable.set, "inside")
     dispatcher = Dispatcher(Callbacks.of(on_progress=lambda: told.append(variable.get())))
+    dispatcher.want()
     dispatcher.start()
     dispatcher.post(Post(context, [EVENT]))
     dispatcher.post(Post(contextvars.copy_context(), [EVENT]))
+    dispatcher.rest()
     dispatcher.stop(Deadline(5))
     assert ["inside", "outside"] == told
 
@@ -136,11 +140,13 @@ def test_stopping_drops_what_is_late(told):
         ended.set()
 
     dispatcher = Dispatcher(Callbacks.of(on_progress=slow))
+    dispatcher.want()
     dispatcher.start()
     dispatcher.post(Post(contextvars.copy_context(), [EVENT, EVENT]))
     dispatcher.post(Post(contextvars.copy_context(), [EVENT]))
     assert started.wait(5)
     assert dispatcher.wait_idle(Deadline(0)) is False
+    dispatcher.rest()
     dispatcher.stop(Deadline(0))
     release.set()
     assert ended.wait(5)

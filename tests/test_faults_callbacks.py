@@ -9,12 +9,13 @@ import threading
 from typing import Any
 
 import pytest
-from helpers import Heard, run
-from servers import WAIT, Gate, Peer, RawServer, content, done, error
+from clocks import FakeClock
+from helpers import Heard, LockOrder, run
+from servers import PING, PONG, WAIT, Gate, Peer, RawServer, content, done, error
 
-from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat import FluxbaseAIChat, Limits, Timeouts
 from fluxbase_aichat.devserver import DevServer
-from fluxbase_aichat.errors import ConnectionLostError
+from fluxbase_aichat.errors import ConnectionLostError, FluxbaseChatError
 from fluxbase_aichat.events import Event
 
 CID = "c-1"
@@ -185,6 +186,215 @@ def test_k03_callback_blocks() -> None:
         over.open()
         assert chat.wait_idle(WAIT)
     assert "one two threefour" == "".join(deltas.items)
+
+
+def flooding(total: int, size: int, sent: Gate) -> Any:
+    """Return a script that answers a message with that many deltas of `size`, one a frame."""
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.message()
+        for at in range(0, total, 100):
+            numbers = range(at, min(total, at + 100))
+            peer.send_text(*(content(CID, f"{n}".rjust(size)) for n in numbers))
+        peer.send_text(done(CID))
+        sent.open()
+        peer.until_closed()
+
+    return script
+
+
+class Blocking:
+    """An `on_content` that waits at a gate, and remembers."""
+
+    def __init__(self) -> None:
+        self.entered, self.over = Gate(), Gate()
+        self.deltas: list[str] = []
+
+    def __call__(self, delta: str) -> None:
+        """Be called back."""
+        self.deltas.append(delta)
+        self.entered.open()
+        self.over.wait(20)
+
+
+def test_k03_deltas_that_wait_are_joined() -> None:
+    """What a slow callback has not taken is joined: nothing is dropped, and few pieces wait."""
+    slow, sent = Blocking(), Gate()
+    total, size = 20_000, 200
+    with (
+        RawServer(flooding(total, size, sent)) as server,
+        FluxbaseAIChat(server.url, on_content=slow) as chat,
+    ):
+        turn = chat.conversation("support").send("Hi")
+        slow.entered.wait()
+        # Nobody's reading is held up by it: the whole answer is there.
+        whole = turn.result(20).text
+        assert total * size == len(whole)
+        sent.wait()
+        posts = list(chat._session._telling.dispatcher._queue)
+        slow.over.open()
+        assert turn.wait(20)
+        assert whole == "".join(slow.deltas)
+    # A mebibyte may wait as it came, the rest is in few pieces.
+    assert sum(len(post.items) for post in posts) < 100
+    assert len(slow.deltas) < total
+
+
+@pytest.mark.parametrize("resumed_by", ["the callback", "a result", "an iterator", "a wait"])
+def test_k03_reading_pauses(resumed_by) -> None:
+    """Beyond backlog_bytes nothing is read while nobody waits, and it goes on when it may."""
+    limit, total, size = 100_000, 30_000, 1000
+    slow, sent, paused = Blocking(), Gate(), Gate()
+    heard = Heard()
+    with (
+        RawServer(flooding(total, size, sent)) as server,
+        FluxbaseAIChat(
+            server.url,
+            on_content=slow,
+            on_error=heard,
+            limits=Limits(backlog_bytes=limit),
+        ) as chat,
+    ):
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.open()
+            return value
+
+        session.paused = noting  # type: ignore[method-assign]
+        turn = chat.conversation("support").send("Hi")
+        slow.entered.wait()
+        paused.wait()
+        # Bounded: the limit, and what one more read of the socket has brought.
+        assert limit < session._telling.backlog < limit + 1_000_000
+        assert len(turn.text) < 2_000_000
+        assert not turn.done
+        assert not sent.is_open
+        if resumed_by == "the callback":
+            slow.over.open()
+            sent.wait(20)
+            assert turn.wait(20)
+        elif resumed_by == "a result":
+            assert total * size == len(turn.result(20).text)
+        elif resumed_by == "an iterator":
+            assert total * size == sum(map(len, turn.text_stream))
+        else:
+            waiting = run(turn.wait)
+            sent.wait(20)
+            assert total * size == len(turn.result(20).text)
+            slow.over.open()
+            assert waiting.result(20)
+        slow.over.open()
+        assert turn.wait(20)
+        assert 0 == session._telling.backlog
+        numbers = "".join(slow.deltas).split()
+        assert [str(n) for n in range(total)] == numbers
+    assert [] == heard.items
+
+
+def test_k03_a_pause_is_no_silence() -> None:
+    """While reading pauses the turn's idle limit does not run; behind it, it does."""
+    limit, total, size = 100_000, 30_000, 1000
+    slow, sent, paused = Blocking(), Gate(), threading.Semaphore(0)
+    with RawServer(flooding(total, size, sent)) as server:
+        chat = FluxbaseAIChat(
+            server.url,
+            on_content=slow,
+            timeouts=Timeouts(idle=30),
+            limits=Limits(backlog_bytes=limit),
+        )
+        clock = FakeClock().drive(chat)
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.release()
+            return value
+
+        session.paused = noting  # type: ignore[method-assign]
+        with chat:
+            turn = chat.conversation("support").send("Hi")
+            for _ in range(5):
+                assert paused.acquire(timeout=WAIT)
+                clock.advance(29)
+            assert not turn.done
+            slow.over.open()
+            assert total * size == len(turn.result(20).text)
+            assert 1 == server.connections
+
+
+def test_k03_a_cancelled_turn_drains_meanwhile() -> None:
+    """What comes for a cancelled turn waits for no callback: its connection is read to its end."""
+    limit, total, size = 100_000, 30_000, 1000
+    slow, sent, paused = Blocking(), Gate(), Gate()
+
+    with (
+        RawServer(flooding(total, size, sent), Peer.serve) as server,
+        FluxbaseAIChat(server.url, on_content=slow, limits=Limits(backlog_bytes=limit)) as chat,
+    ):
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.open()
+            return value
+
+        session.paused = noting  # type: ignore[method-assign]
+        turn = chat.conversation("support").send("Hi")
+        slow.entered.wait()
+        paused.wait()
+        assert not sent.is_open
+        turn.cancel()
+        sent.wait()
+        assert 1 == len(slow.deltas)
+        slow.over.open()
+        assert turn.wait(WAIT)
+        assert 1 == len(slow.deltas)
+        assert "You said: Hi" == chat.ask("support", "Hi").text
+
+
+def test_k03_the_keepalive_goes_on() -> None:
+    """A callback that blocks delays no ping and no pong."""
+    pinged = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.answer("a", "b")
+        opcode, payload = peer.recv_control()
+        assert PING == opcode
+        peer.send_frame(PONG, payload)
+        peer.send_frame(PING, b"ours")
+        assert (PONG, b"ours") == peer.recv_control()
+        pinged.open()
+        peer.answer("c")
+        peer.until_closed()
+
+    slow = Blocking()
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(server.url, on_content=slow)
+        clock = FakeClock().drive(chat)
+        with chat:
+            talk = chat.conversation("support")
+            assert "ab" == talk.ask("Hi").text
+            slow.entered.wait()
+            clock.advance(21)
+            pinged.wait()
+            clock.advance(15)
+            assert "c" == talk.ask("again").text
+            assert 1 == server.connections
+            slow.over.open()
+            assert chat.wait_idle(WAIT)
+    assert ["a", "b", "c"] == slow.deltas
 
 
 # -- K07 ------------------------------------------------------------------------------------
@@ -414,6 +624,110 @@ def test_k12_many_threads_ask() -> None:
         calls = [run(chat.ask, "sql-assistant", f"say number-{n}") for n in range(100)]
         assert [f"number-{n}" for n in range(100)] == [call.result(30).text for call in calls]
         assert 1 == server.connections
+
+
+# What may be taken with what held, as ARCHITECTURE.md says.
+ORDER = ["EffectLock", "Connection", "Answer", "Dispatcher", "Outcome", "Waker"]
+LAST = {"Dispatcher", "Outcome", "Waker"}
+
+
+def check_order(order: LockOrder) -> None:
+    """Check that the locks are taken as ARCHITECTURE.md says."""
+    order.check()
+    assert set(ORDER) == order.taken, "a lock that is not in the table, or one not taken"
+    for first, second in order.edges:
+        assert ORDER.index(first) < ORDER.index(second), f"{second} is taken with {first} held"
+        assert first not in LAST, f"{first} holds {second}"
+
+
+def hanging_up(peer: Peer) -> None:
+    """Answer some messages, but none that is to be cancelled, and cut the stream."""
+    peer.accept()
+    left = 11
+    while left:
+        request = peer.recv_json()
+        cid = request.get("conversation_id", f"c-{peer.number}-{left}")
+        if request["type"] == "start_chat":
+            peer.send_text({"type": "chat_started", "conversation_id": cid})
+        elif request["type"] == "message":
+            left -= 1
+            words = [content(cid, "x" * 50)] * 20
+            if "cancelled" not in request["content"]:
+                peer.send_text(*words, done(cid))
+            else:
+                peer.send_text(*words)
+        else:
+            left = 0
+    peer.cut()
+
+
+def test_k12_lock_order(monkeypatch) -> None:
+    """A hundred threads ask, cancel, give up and look, over connections that are lost."""
+    order = LockOrder(monkeypatch)
+    entered = Heard()
+
+    def on_content(delta: str, conversation_id: str) -> None:
+        entered(len(order.held))
+        chat.get_accumulated_content(conversation_id)
+        chat.is_connected()
+
+    def ask(n: int) -> str:
+        start.wait(20)
+        try:
+            talk = chat.conversation(("sales", "support")[n % 2], on_lost="new")
+            if n % 5 == 1:
+                turn = talk.send(f"cancelled {n}")
+                next(turn.text_stream, None)
+                turn.cancel()
+                return "cancelled"
+            if n % 5 == 2:
+                return talk.ask(f"{n}", timeout=0.05).text
+            if n % 5 == 3:
+                turn = talk.send(f"{n}")
+                text = "".join(turn.text_stream)
+                turn.wait(20)
+                chat.connect()
+                return text
+            return talk.ask(f"{n}", timeout=20).text
+        except FluxbaseChatError as problem:
+            return type(problem).__name__
+
+    start = threading.Barrier(100)
+    with RawServer(hanging_up) as server:
+        chat = FluxbaseAIChat(
+            server.url, on_content=on_content, reconnect_delay=0.0, reconnect_attempts=50
+        )
+        with chat:
+            calls = [run(ask, n) for n in range(100)]
+            endings = [call.result(30) for call in calls]
+            assert chat.wait_idle(20)
+        assert endings.count("x" * 1000) > 10
+        assert endings.count("cancelled") > 5
+        assert server.connections > 2
+    assert {0} == set(entered.items), "a callback runs with a lock held"
+    check_order(order)
+
+
+def test_k12_the_checker_finds_an_inversion(monkeypatch) -> None:
+    """Two locks that are taken in both orders are a cycle, though nothing has hung."""
+    order = LockOrder(monkeypatch)
+
+    class One:
+        def __init__(self) -> None:
+            self.lock = order.Lock()
+
+    class Other(One):
+        def __init__(self) -> None:
+            self.lock = order.Lock()
+
+    one, other = One().lock, Other().lock
+    with one, other:
+        pass
+    order.check()
+    with other, one:
+        pass
+    with pytest.raises(AssertionError, match="may wait for itself"):
+        order.check()
 
 
 # -- K13 ------------------------------------------------------------------------------------

@@ -376,7 +376,6 @@ def test_x02_after_a_loss_with_a_callback_that_blocks() -> None:
         over.wait()
 
     with RawServer(script) as server:
-        # With a delay, a client that reconnects by itself does not do it within this test.
         chat = FluxbaseAIChat(server.url, on_content=on_content, reconnect_delay=60)
         turn = chat.conversation("support").send("Hi")
         with pytest.raises(ConnectionLostError):
@@ -525,7 +524,10 @@ def test_x13_many_cycles() -> None:
         threads = threading.active_count()
         whole = 0
         while server.connections < 500:
-            with contextlib.suppress(FluxbaseChatError), FluxbaseAIChat(server.url) as chat:
+            with (
+                contextlib.suppress(FluxbaseChatError),
+                FluxbaseAIChat(server.url, reconnect_delay=0.001) as chat,
+            ):
                 whole += chat.ask("support", "Hi").text == "You said: Hi"
         assert 200 < whole
         for number in range(1, server.connections + 1):

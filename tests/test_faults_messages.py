@@ -62,7 +62,7 @@ def test_m01_in_a_turn(junk) -> None:
     heard = Heard()
     with (
         RawServer(first, Peer.serve) as server,
-        FluxbaseAIChat(server.url, on_error=heard) as chat,
+        FluxbaseAIChat(server.url, on_error=heard, reconnect_delay=0.01) as chat,
     ):
         one, two = chat.start_chat("support"), chat.start_chat("support")
         broken = chat.send_message(one, "first")
@@ -92,7 +92,10 @@ def test_m01_in_a_start() -> None:
         peer.send_text("[]")
         peer.until_closed()
 
-    with RawServer(first, Peer.serve) as server, FluxbaseAIChat(server.url) as chat:
+    with (
+        RawServer(first, Peer.serve) as server,
+        FluxbaseAIChat(server.url, reconnect_delay=0.01) as chat,
+    ):
         with pytest.raises(RemoteProtocolError) as caught:
             chat.start_chat("support")
         assert caught.value.sent is True
@@ -115,17 +118,21 @@ def test_m01_with_nothing_on_the_wire(junk) -> None:
     heard, failed = Heard(), Heard()
     with (
         RawServer(first, Peer.serve) as server,
-        FluxbaseAIChat(server.url, on_event=heard, on_error=failed) as chat,
+        FluxbaseAIChat(server.url, on_event=heard, on_error=failed, reconnect_delay=0.01) as chat,
     ):
         cid = chat.start_chat("support")
         gate.open()
-        heard.wait_for_type("disconnected")
-        assert "You said: Hi" == chat.send_message(cid, "Hi").result().text
-        assert chat.is_connected()
+        # It comes again by itself; nobody has called anything.
         heard.wait_for_type("reconnected")
+        assert "connected" == chat.state
+        assert "You said: Hi" == chat.send_message(cid, "Hi").result().text
+        assert 2 == server.connections
+        assert ["connected", "chat_started", "disconnected", "reconnecting", "reconnected"] == (
+            heard.types[:5]
+        )
+        (reason,) = [item.reason for item in heard.items if item.type == "disconnected"]
+        assert "broke the protocol" in reason
     assert [] == failed.items
-    types = [name for name in heard.types if name in {"connected", "disconnected", "reconnected"}]
-    assert ["connected", "disconnected", "reconnected"] == types[:3]
 
 
 # -- M04 ------------------------------------------------------------------------------------
@@ -233,7 +240,7 @@ def test_m05_unusable_field(message, field) -> None:
     heard = Heard()
     with (
         RawServer(first, Peer.serve) as server,
-        FluxbaseAIChat(server.url, on_error=heard) as chat,
+        FluxbaseAIChat(server.url, on_error=heard, reconnect_delay=0.01) as chat,
     ):
         talk = chat.conversation("support")
         turn = talk.send("Hi")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from clocks import Pauses
 from helpers import Heard, run
 from servers import WAIT, Gate, Gone, Peer, RawServer, content, done
 
@@ -177,6 +178,51 @@ def test_q03_cancel_with_a_queue() -> None:
     ]
     assert not {"error", "disconnected", "reconnected", "cancelled"} & set(types)
     assert 3 == types.count("done")
+
+
+def test_q03_cancel_and_the_server_is_away(monkeypatch) -> None:
+    """When the new connection cannot be opened at once, the queue waits for a later one."""
+    pauses = Pauses(monkeypatch)
+    asked = Gate()
+
+    def script(peer: Peer) -> None:
+        if peer.number == 1:
+            peer.accept()
+            for n in (1, 2, 3):
+                peer.start(f"c-{n}")
+            peer.message()
+            asked.open()
+            assert "cancel" == peer.recv_json()["type"]
+            peer.cut()
+        elif peer.number < 4:
+            peer.refuse("503 Service Unavailable")
+        else:
+            peer.serve()
+
+    heard, failed = Heard(), Heard()
+    with (
+        RawServer(script) as server,
+        FluxbaseAIChat(server.url, on_event=heard, on_error=failed) as chat,
+    ):
+        one, two, three = (chat.start_chat("support") for _ in range(3))
+        running = chat.send_message(one, "running")
+        asked.wait()
+        queued = [chat.send_message(two, "second"), chat.send_message(three, "third")]
+        running.cancel()
+        queued.append(chat.send_message(one, "fourth"))
+        assert ["You said: second", "You said: third", "You said: fourth"] == [
+            turn.result().text for turn in queued
+        ]
+        assert chat.wait_idle(WAIT)
+        # Now the client is away for its user too, and says so.
+        assert ["connected", "disconnected", "reconnecting", "reconnecting", "reconnected"] == [
+            name for name in heard.types if "connect" in name
+        ]
+        assert 2 == len(pauses.seconds)
+    assert [] == failed.items
+    assert ["second", "third", "fourth"] == [
+        m["content"] for n, m in server.received if n == 4 and m["type"] == "message"
+    ]
 
 
 # -- Q04 ------------------------------------------------------------------------------------

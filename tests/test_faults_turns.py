@@ -17,6 +17,7 @@ from fluxbase_aichat.errors import (
     ChatTimeoutError,
     ConfigurationError,
     ConnectionLostError,
+    ConnectTimeoutError,
     LocalProtocolError,
     ServerError,
     TurnCancelledError,
@@ -363,6 +364,7 @@ def test_c08_cancel_on_the_wire(arrived, late) -> None:
         talk = chat.conversation("support")
         turn = talk.send("Hi")
         asked.wait()
+        quiet.events.wait_for_type("chat_started")
         quiet.contents.wait_for(lambda items: len(items) == len(arrived))
         turn.cancel()
         assert turn.cancelled
@@ -638,7 +640,7 @@ def test_c04_loss_with_a_queue() -> None:
     heard = Heard()
     with (
         RawServer(first, Peer.serve) as server,
-        FluxbaseAIChat(server.url, on_error=heard) as chat,
+        FluxbaseAIChat(server.url, on_error=heard, reconnect_delay=0.01) as chat,
     ):
         one, two = chat.start_chat("support"), chat.start_chat("support")
         lost = chat.send_message(one, "lost")
@@ -657,6 +659,59 @@ def test_c04_loss_with_a_queue() -> None:
         assert chat.wait_idle(WAIT)
     assert [one] == [cid for _, _, cid in heard.items]
     assert ["moved"] == [m["content"] for n, m in server.received if n == 2 and "content" in m]
+
+
+def test_c04_loss_with_a_queue_and_no_connection_in_time() -> None:
+    """What was queued and finds no other connection fails at its own deadline, as unsent."""
+    asked, queued, late = Gate(), Gate(), Gate()
+
+    def first(peer: Peer) -> None:
+        peer.accept()
+        peer.start("c-1")
+        peer.start("c-2")
+        peer.message()
+        asked.open()
+        queued.wait()
+        peer.cut()
+
+    def second(peer: Peer) -> None:
+        peer.read_request()
+        late.wait()
+        peer.serve()
+
+    heard = Heard()
+    with (
+        RawServer(first, second) as server,
+        FluxbaseAIChat(server.url, on_error=heard, reconnect_delay=0.0) as chat,
+    ):
+        one, two = chat.start_chat("support"), chat.start_chat("support")
+        lost = chat.send_message(one, "lost")
+        asked.wait()
+        registered = counting(chat, "_enqueue")
+        talk = chat.conversation("support", conversation_id=two)
+        waiting = [
+            run(chat.start_chat, "support", timeout=0.2),
+            run(talk.ask, "never", timeout=0.2),
+        ]
+        for _ in waiting:
+            registered()
+        patient = chat.send_message(two, "patient")
+        queued.open()
+        with pytest.raises(ConnectionLostError) as caught:
+            lost.result()
+        assert caught.value.sent is True
+        for call in waiting:
+            with pytest.raises(ConnectTimeoutError) as unsent:
+                call.result()
+            assert unsent.value.sent is False
+        assert not patient.done
+        late.open()
+        assert "You said: patient" == patient.result().text
+        assert chat.wait_idle(WAIT)
+    assert ["CONNECTION_LOST", "TIMEOUT", "TIMEOUT"] == [code for _, code, _ in heard.items]
+    # The start that was given up is not written, the patient message is, with its start.
+    assert ["start_chat", "message"] == [m["type"] for n, m in server.received if n == 2]
+    assert ["lost", "patient"] == [m["content"] for _, m in server.received if "content" in m]
 
 
 # -- C12, C13, C14 --------------------------------------------------------------------------
@@ -751,7 +806,7 @@ def test_c14_no_pong_when_idle() -> None:
 
     heard = Heard()
     with RawServer(first, Peer.serve) as server:
-        chat = FluxbaseAIChat(server.url, on_event=heard)
+        chat = FluxbaseAIChat(server.url, on_event=heard, reconnect_delay=0.0)
         clock = FakeClock().drive(chat)
         with chat:
             cid = chat.start_chat("support")
@@ -767,6 +822,10 @@ def test_c14_no_pong_when_idle() -> None:
             connection._waker.wake()
             looked.wait()
             clock.advance(21)
-            heard.wait_for_type("disconnected")
-            assert "You said: Hi" == chat.send_message(cid, "Hi").result().text
             heard.wait_for_type("reconnected")
+            assert "You said: Hi" == chat.send_message(cid, "Hi").result().text
+            assert 2 == server.connections
+            assert ["connected", "chat_started", "disconnected", "reconnecting", "reconnected"] == (
+                heard.types[:5]
+            )
+            assert [1] == [e.attempt for e in heard.items if e.type == "reconnecting"]

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
     ["errors", "_deadline"],
-    ["_columns"],
+    ["_columns", "_plain", "_select"],
     ["results"],
     ["events"],
     ["config"],
@@ -21,19 +21,33 @@ LAYERS = [
     ["_protocol"],
     ["_watch", "_net"],
     ["_handshake"],
+    ["_proxy"],
     ["_transport"],
     ["_connection"],
     ["_answer"],
     ["_entry", "_dispatch"],
     ["_conversations", "_telling"],
+    ["_reconnect"],
     ["_session"],
+    ["_lifetime"],
     ["turn"],
     ["client"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-PURE = ["errors", "results", "events", "config", "_wire", "_protocol", "_watch", "_columns"]
+PURE = [
+    "errors",
+    "results",
+    "events",
+    "config",
+    "_wire",
+    "_protocol",
+    "_watch",
+    "_columns",
+    "_plain",
+    "_select",
+]
 IMPURE = {
     "asyncio", "concurrent", "http", "logging", "multiprocessing", "queue", "selectors",
     "signal", "socket", "ssl", "subprocess", "threading", "time", "urllib.request", "websocket",
@@ -42,7 +56,7 @@ IMPURE = {
 # Which modules may import what has one owner.
 OWNERS = {
     "websocket": {"_transport"},
-    "socket": {"_net", "_handshake", "_transport"},
+    "socket": {"_net", "_handshake", "_proxy", "_transport"},
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
     "json": {"_wire", "_handshake"},

@@ -8,6 +8,7 @@ told and how each call ends.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import sys
@@ -29,6 +30,7 @@ from hypothesis.stateful import (
 from servers import WAIT
 
 from fluxbase_aichat import (
+    AuthenticationError,
     ChatTimeoutError,
     ConnectError,
     ConnectionLostError,
@@ -53,10 +55,14 @@ from fluxbase_aichat._wire import Decoder, Malformed
 
 CHATBOTS = ("a", "b")
 ATTEMPTS = 2
+DELAY = 16.0
+LONGEST_DELAY = 30.0
+GOOD_SECONDS = 30.0
 DRAINING = 4
 
 # Found by the client, so `on_error` is told by the client.
 FOUND = (
+    AuthenticationError,
     ChatTimeoutError,
     ConnectError,
     ConnectionLostError,
@@ -110,9 +116,13 @@ class Line:
     The rules say what the server does; what the session writes is checked at once.
     """
 
-    def __init__(self, machine: Machine, sink: Any) -> None:
+    def __init__(self, machine: Machine, sink: Any, delay: float, *, recovers: bool) -> None:
         self.machine = machine
         self.sink = sink
+        self.delay = delay
+        # It is in the place of one that was there, so it is tried again.
+        self.recovers = recovers
+        self.opened_at = 0.0
         self.protocol = ChatProtocol()
         self.decoder = Decoder()
         self.stage = "made"
@@ -174,6 +184,9 @@ class Line:
     def join(self, _seconds: float | None) -> None:
         """Nothing runs."""
 
+    def wake(self) -> None:
+        """Nothing waits."""
+
     # -- what its I/O thread would tell -------------------------------------------------------
 
     @property
@@ -189,12 +202,15 @@ class Line:
     def opened(self) -> None:
         """Open it."""
         self.stage = "open"
+        self.recovers = True
+        self.opened_at = self.machine.now
         self.sink.opened(self)
 
-    def failed(self) -> None:
+    def failed(self, error: FluxbaseChatError) -> None:
         """It cannot be opened."""
         self.stage = "over"
-        self.sink.open_failed(self, ConnectError("nobody listens"))
+        with self.machine.losing(self, error):
+            self.sink.open_failed(self, error)
 
     def die(self) -> None:
         """Notice the end of the stream, and tell nobody yet."""
@@ -211,7 +227,8 @@ class Line:
             call = self.inbox[0][1]
             if call is not None and isinstance(self.newest, Message):
                 call.written -= 1
-        self.sink.ended(self, error, kept)
+        with self.machine.losing(self, error):
+            self.sink.ended(self, error, kept)
 
     def deliver(self, *frames: dict[str, Any] | bytes) -> None:
         """Let frames arrive in one read of the socket."""
@@ -268,7 +285,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(
-            "fluxbase_aichat._session.Connection", lambda _, sink, **__: self.add_line(sink)
+            "fluxbase_aichat._session.Connection",
+            lambda _, sink, *, delay, **__: self.add_line(sink, delay),
         )
         self.patches.setattr("fluxbase_aichat._session.Outcome", ImpatientOutcome)
         self.patches.setattr("fluxbase_aichat._telling.Dispatcher", Calling)
@@ -285,6 +303,11 @@ class Machine(RuleBasedStateMachine):
         self.started: list[str] = []
         self.found_told = 0
         self.events = 0
+        self.now = 1000.0
+        # What is told of the connection, and how often it was tried since it was a good one.
+        self.told: list[events.Event] = []
+        self.up = False
+        self.attempt = 0
         self.strays: list[str] = []
 
     @initialize(bob=st.booleans(), warm=st.sampled_from([True, True, True, False]))
@@ -295,6 +318,7 @@ class Machine(RuleBasedStateMachine):
             "ws://localhost",
             impersonate_user_id=self.identity,
             reconnect_attempts=ATTEMPTS,
+            reconnect_delay=DELAY,
             timeouts=Timeouts(turn=600),
             on_content=self.on_content,
             on_done=self.on_done,
@@ -303,6 +327,7 @@ class Machine(RuleBasedStateMachine):
             on_callback_error=self.on_callback_error,
         )
         self.session = self.chat._session
+        self.session.clock = lambda: self.now
         for chatbot in CHATBOTS if warm else ():
             self.start_chat(chatbot)
             if self.lines[-1].stage == "opening":
@@ -310,10 +335,50 @@ class Machine(RuleBasedStateMachine):
             self.serve(self.lines[-1], "end", 0)
             self.everything_is_in_order()
 
-    def add_line(self, sink: Any) -> Line:
+    def add_line(self, sink: Any, delay: float) -> Line:
         """Make a connection."""
-        self.lines.append(Line(self, sink))
+        # One that is there was left: its turn was cancelled, or a start has used up its time.
+        recovers = bool(self.lines) and self.lines[-1].stage == "open"
+        recovers = recovers and self.chat.state != "connecting"
+        self.lines.append(Line(self, sink, delay, recovers=recovers))
         return self.lines[-1]
+
+    @contextlib.contextmanager
+    def losing(self, line: Line, error: FluxbaseChatError) -> Iterator[None]:
+        """Check what is done about a connection that is over, or could not be opened."""
+        before, told = len(self.lines), len(self.told)
+        if line is not self.lines[-1] or line.closing:
+            yield
+            assert before == len(self.lines), "an old connection's end changes something"
+            assert told == len(self.told)
+            return
+        was_open, was_up = self.chat.state == "connected", self.up
+        if was_open and self.now - line.opened_at >= GOOD_SECONDS:
+            self.attempt = 0
+        yield
+        types = ["disconnected"] * was_up
+        newest = self.lines[-1]
+        if line.recovers and self.attempt < ATTEMPTS and not isinstance(error, AuthenticationError):
+            step = min(LONGEST_DELAY, DELAY * 2**self.attempt)
+            self.attempt += 1
+            assert before + 1 == len(self.lines), "there is one reconnect for a loss"
+            assert step / 2 <= newest.delay <= step
+            assert "reconnecting" == self.chat.state
+            newest.recovers = True
+            types.append("reconnecting")
+        elif was_open and any(not call.resolved for call in self.calls):
+            # A call tries once for itself.
+            assert (before + 1, 0.0) == (len(self.lines), newest.delay)
+            newest.recovers = False
+        else:
+            assert before == len(self.lines), "it is tried once too often"
+            assert "lost" == self.chat.state
+            assert all(call.resolved for call in self.calls)
+        news = self.told[told:]
+        assert types == [event.type for event in news]
+        for event in news:
+            if isinstance(event, events.Reconnecting):
+                assert (self.attempt, newest.delay) == (event.attempt, event.delay)
 
     # -- what the callbacks are told ----------------------------------------------------------
 
@@ -338,6 +403,12 @@ class Machine(RuleBasedStateMachine):
 
     def on_event(self, event: events.Event) -> None:
         """Take a start, and count."""
+        if isinstance(event, (events.Disconnected, events.Reconnecting)):
+            self.told.append(event)
+        if isinstance(event, (events.Connected, events.Reconnected, events.Disconnected)):
+            up = not isinstance(event, events.Disconnected)
+            assert self.up != up, "what is known is told again"
+            self.up = up
         self.events += 1
         if isinstance(event, events.ChatStarted) and event.conversation_id.startswith("c"):
             self.started_told.append(event.conversation_id)
@@ -432,7 +503,7 @@ class Machine(RuleBasedStateMachine):
 
         def noting(entry: Entry, busy: Any) -> None:
             # What it asks for may be written before the call has returned.
-            turn = Turn(self.session, entry)
+            turn = Turn(self.chat._lease, entry)
             self.calls.append(Call(number, conv, entry, turn, conv.chatbot))
             submit(entry, busy)
 
@@ -544,6 +615,7 @@ class Machine(RuleBasedStateMachine):
         assert "disconnected" == self.chat.state
         assert all(call.resolved for call in self.calls)
         assert all(line.closing or not line.alive for line in self.lines)
+        self.attempt = 0
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -552,14 +624,37 @@ class Machine(RuleBasedStateMachine):
         return data.draw(st.sampled_from(lines[::-1]))
 
     @precondition(lambda self: any(line.stage == "opening" for line in self.lines))
-    @rule(data=st.data(), well=st.sampled_from([True] * 5 + [False]))
-    def opens(self, data: st.DataObject, well: bool) -> None:
-        """A connection is open, or cannot be opened."""
+    @rule(data=st.data(), how=st.sampled_from(["well"] * 5 + ["not", "not", "never"]))
+    def opens(self, data: st.DataObject, how: str) -> None:
+        """A connection is open, or cannot be opened, now or ever."""
         line = self.pick(data, [line for line in self.lines if line.stage == "opening"])
-        if line.closing or not well:
-            line.failed()
-        else:
+        if line.closing:
+            line.failed(NotConnectedError("it was closed"))
+        elif how == "well":
             line.opened()
+        elif how == "not":
+            line.failed(ConnectError("nobody listens"))
+        else:
+            line.failed(AuthenticationError("nobody knows you", sent=False))
+
+    @precondition(lambda self: self.lines and self.lines[-1].alive)
+    @rule(opens=st.booleans(), times=st.integers(1, ATTEMPTS + 1))
+    def server_is_down(self, opens: bool, times: int) -> None:
+        """No connection lasts: each fails, or is lost as soon as it is open."""
+        for _ in range(times):
+            line = self.lines[-1]
+            if line.stage == "open" and not line.closing:
+                line.end(ConnectionLostError("the stream ended"))
+            elif line.stage == "opening" and not line.closing and opens:
+                line.opened()
+            elif line.stage == "opening" and not line.closing:
+                line.failed(ConnectError("nobody listens"))
+            self.everything_is_in_order()
+
+    @rule(seconds=st.sampled_from([1.0, GOOD_SECONDS - 1, GOOD_SECONDS]))
+    def time_passes(self, seconds: float) -> None:
+        """The clock goes on."""
+        self.now += seconds
 
     @precondition(lambda self: any(line.stage == "open" for line in self.lines))
     @rule(data=st.data(), how=st.sampled_from(["not yet", "noticed", "unsent", "told"]))
@@ -658,6 +753,7 @@ class Machine(RuleBasedStateMachine):
         line.chatbot = frame["chatbot"]
         line.identity = frame.get("impersonate_user_id", line.identity)
         if listens:
+            self.attempt = 0
             self.started.append(received)
             if asked not in {None, received}:
                 self.convs.append(Conv(call.chatbot, received))
@@ -740,6 +836,10 @@ class Machine(RuleBasedStateMachine):
             used = newest.stage == "opening" or newest.inbox or newest.dying
             assert used, "the wire is free and not used"
         assert sum(line.alive and not line.closing for line in self.lines) <= DRAINING + 1
+        current = [line for line in self.lines[-1:] if line.alive and not line.closing]
+        states = {"opening": {"connecting", "reconnecting"}, "open": {"connected"}}
+        stage = current[0].stage if current else "over"
+        assert self.chat.state in states.get(stage, {"new", "lost", "disconnected"})
 
     def check_call(self, call: Call) -> None:
         """Compare one call with the model."""

@@ -1,0 +1,76 @@
+"""When to try a lost connection again, and when to give up. Pure: no clock, no thread.
+
+    attempt n (from 0) comes after a delay between half and all of   delay · 2ⁿ, at most 30 s,
+    or after what the server asked for in Retry-After,               at most 60 s.
+
+Half of each delay is random, so that the clients of a server that was restarted do not come back
+in one moment. What waiting cannot mend is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    FluxbaseChatError,
+    HandshakeError,
+    NotConnectedError,
+    PermissionDeniedError,
+    TLSError,
+)
+
+__all__ = ["Backoff", "is_final"]
+
+_LONGEST_DELAY = 30.0
+# Rate limits are often counted by the minute; a server that asks for more is not waited for.
+_LONGEST_RETRY_AFTER = 60.0
+# A connection that lived so long was a good one.
+GOOD_SECONDS = 30.0
+
+_FINAL = (
+    AuthenticationError,
+    ConfigurationError,
+    NotConnectedError,
+    PermissionDeniedError,
+    TLSError,
+)
+_FINAL_STATUSES = frozenset({400, 404})
+
+
+def is_final(error: FluxbaseChatError) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(error, HandshakeError) and error.status in _FINAL_STATUSES:
+        return True
+    return isinstance(error, _FINAL)
+
+
+class Backoff:
+    """The attempts since a connection was last a good one. Needs its owner's lock.
+
+    `random` returns numbers from 0 to 1, as `random.random` does.
+    """
+
+    def __init__(self, attempts: int, delay: float, random: Callable[[], float]) -> None:
+        self._attempts = attempts
+        self._delay = delay
+        self._random = random
+        self.attempt = 0
+        """How many attempts were made."""
+
+    def next(self, error: FluxbaseChatError) -> float | None:
+        """Return the seconds to the next attempt after this error; `None`: give up."""
+        if self.attempt >= self._attempts or is_final(error):
+            return None
+        # A float's exponent ends at 1023; 30 s are reached long before.
+        step = min(_LONGEST_DELAY, self._delay * 2.0 ** min(self.attempt, 64))
+        delay = step * (0.5 + 0.5 * self._random())
+        self.attempt += 1
+        if error.retry_after is not None:
+            delay = max(delay, min(error.retry_after, _LONGEST_RETRY_AFTER))
+        return delay
+
+    def reset(self) -> None:
+        """Count anew: a conversation was started, or the connection lived for 30 s."""
+        self.attempt = 0
