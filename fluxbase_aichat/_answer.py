@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from _thread import allocate_lock  # a gate: it guards nothing, and another thread releases it
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -18,11 +19,15 @@ from ._wire import ContentRun, Item
 from .errors import FluxbaseChatError, NotConnectedError, TurnCancelledError
 from .results import QueryResult, Reply, ToolOutput
 
-__all__ = ["Answer", "Outcome", "Text", "fresh"]
+__all__ = ["Answer", "Flag", "Outcome", "Text", "fresh"]
 
 E = TypeVar("E", bound=FluxbaseChatError)
 
 _log = logging.getLogger("fluxbase_aichat.turn")
+
+# Ctrl-C does not end the wait for a lock on Windows, nor anywhere when it comes in the moment in
+# which the wait begins. So it may come so many seconds late.
+_SLICE = 0.5
 
 # What the caller brought about is no news to it.
 _OWN_DOING = (TurnCancelledError, NotConnectedError)
@@ -84,12 +89,60 @@ class Text:
         return self._value
 
 
+def _pass(gate: threading.Lock, seconds: float | None) -> None:
+    """Wait until another thread releases the gate, or the time is up."""
+    deadline = Deadline(seconds)
+    left = deadline.remaining()
+    while not gate.acquire(timeout=_SLICE if left is None else min(left, _SLICE)):
+        left = deadline.remaining()
+        if left == 0.0:
+            return
+
+
+class Flag:
+    """An event to wait for, as `threading.Event`, but Ctrl-C in a wait leaves no lock taken."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[threading.Lock] = []
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it, and wake who waits."""
+        self._is_set = True
+        while self._waiting:
+            try:
+                gate = self._waiting.pop()
+            except IndexError:
+                break  # it has just given up
+            gate.release()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set; `False` when the time runs out first."""
+        gate = allocate_lock()
+        gate.acquire()  # another thread releases it
+        self._waiting.append(gate)
+        try:
+            # Looked at behind the append: `set` has seen the gate, or is seen here.
+            if not self._is_set:
+                _pass(gate, seconds)
+        finally:
+            try:
+                self._waiting.remove(gate)
+            except ValueError:
+                pass  # `set` has it
+        return self._is_set
+
+
 class Outcome:
     """A value or an error that somebody waits for; set once. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._set = threading.Event()
+        self._set = Flag()
         self._error: FluxbaseChatError | None = None
         self._value = ""
 
@@ -120,11 +173,7 @@ class Outcome:
 
     def after_fork(self) -> None:
         """Replace what a thread that is not in the child may have held."""
-        was_set = self._set.is_set()
         self._lock = threading.Lock()
-        self._set = threading.Event()
-        if was_set:
-            self._set.set()
 
     def get(self) -> str:
         """Return the value or raise the error; it must be set."""
@@ -138,8 +187,8 @@ class Answer:
 
     def __init__(self, chatbot: str, clock: Clock) -> None:
         self._clock = clock
-        self._changed = threading.Condition()  # guards all below
-        self._readers = 0
+        self._lock = threading.RLock()  # guards all below
+        self._readers: list[threading.Lock] = []
         self._keep = True
         self._log: list[events.Event | ContentRun] = []
         self._sent_at: float | None = None
@@ -156,27 +205,26 @@ class Answer:
         self.looked_at: bool = False
         """Whether somebody knows how the turn ended, or made it end."""
         self.error: FluxbaseChatError | None = None
-        self.ended: threading.Event = threading.Event()
-        self.callbacks_run: threading.Event = threading.Event()
+        self.ended: Flag = Flag()
+        self.callbacks_run: Flag = Flag()
 
     # -- the I/O thread ---------------------------------------------------------------------
 
     def sent(self, conversation_id: str) -> None:
         """The message is on the wire."""
-        with self._changed:
+        with self._lock:
             self.conversation_id = conversation_id
             self._sent_at = self._clock()
 
     def feed(self, items: Sequence[Item], size: int) -> bool:
         """Take what arrived, `size` bytes; `False` when the turn has ended before."""
-        with self._changed:
+        with self._lock:
             if self.ended.is_set():
                 return False
             self.size += size
             for item in items:
                 self._take(item)
-            if self._readers:
-                self._changed.notify_all()
+            self._wake()
             return True
 
     def _take(self, item: Item) -> None:
@@ -203,7 +251,7 @@ class Answer:
 
     def finish(self, done: events.Done) -> bool:
         """The answer is whole; `False` when the turn has ended before."""
-        with self._changed:
+        with self._lock:
             if not self.ended.is_set():
                 self._done = done
             return self._end(None)
@@ -213,7 +261,7 @@ class Answer:
 
         `told`: a callback hears of it, so it is no surprise to anybody.
         """
-        with self._changed:
+        with self._lock:
             if self.ended.is_set():
                 return False
             error.partial_text = error.partial_text or self.text.value
@@ -229,16 +277,19 @@ class Answer:
         self.error = error
         self._ended_at = self._clock()
         self.ended.set()
-        self._changed.notify_all()
+        self._wake()
         return True
+
+    def _wake(self) -> None:
+        readers, self._readers = self._readers, []
+        for gate in readers:
+            gate.release()
 
     def after_fork(self, error: FluxbaseChatError) -> None:
         """Fail, in a child process; what a thread that is not there may have held is replaced."""
-        self._changed = threading.Condition()
-        self.ended = threading.Event()
-        self.callbacks_run = threading.Event()
-        self.callbacks_run.set()
+        self._lock = threading.RLock()
         self.fail(error)
+        self.callbacks_run.set()
 
     def forget(self) -> None:
         """Nobody holds the turn: keep no events. Called by the garbage collector: no locks."""
@@ -267,26 +318,26 @@ class Answer:
 
     def current_text(self) -> str:
         """Return the text so far."""
-        with self._changed:
+        with self._lock:
             return self.text.value
 
     def read(
         self, position: int, deadline: Deadline
     ) -> tuple[list[events.Event | ContentRun], bool]:
         """Wait for events from `position` on; return them, and whether these are the last."""
-        with self._changed:
-            self._readers += 1
-            try:
-                self._changed.wait_for(
-                    lambda: len(self._log) > position or self.ended.is_set(), deadline.remaining()
-                )
-            finally:
-                self._readers -= 1
-            return self._log[position:], self.ended.is_set()
+        while True:
+            with self._lock:
+                ended = self.ended.is_set()
+                if len(self._log) > position or ended or deadline.expired:
+                    return self._log[position:], ended
+                gate = allocate_lock()
+                gate.acquire()  # the I/O thread releases it
+                self._readers.append(gate)
+            _pass(gate, deadline.remaining())
 
     def reply(self) -> Reply:
         """Return the whole answer as a value; it must be whole."""
-        with self._changed:
+        with self._lock:
             done = self._done
             assert done is not None  # noqa: S101 - the caller waited for it
             return Reply(

@@ -102,6 +102,8 @@ class Connection:
 
     def start(self) -> None:
         """Start the I/O thread; raise `ConnectError` where no thread can be started."""
+        if self._thread.ident is not None:
+            return  # Ctrl-C came when it had just started
         try:
             self._thread.start()
         except RuntimeError as error:
@@ -130,7 +132,12 @@ class Connection:
         with self._lock:
             if not (self._open and self._closing is None and self._protocol.ready):
                 return False
-            self._outgoing.append((self._protocol.send(request), request))
+            try:
+                self._outgoing.append((self._protocol.send(request), request))
+            except KeyboardInterrupt:
+                self._aborted = True  # it may be registered, and would never be written
+                self._waker.stop()
+                raise
         self._waker.wake()
         return True
 
@@ -265,12 +272,10 @@ class Connection:
                 outgoing, self._outgoing = self._outgoing, []
                 closing, aborted = self._closing, self._aborted
                 draining = self._protocol.cancelling
+            self._write(transport, outgoing)
             if aborted:
+                transport.flush()  # a cancel just before the script's end reaches the server
                 return ConnectionLostError("the client was disconnected")
-            for payload, request in outgoing:
-                number = transport.send(payload)
-                if request is not None:
-                    self._unwritten, self._written_at = request, number
             if closing is not None:
                 transport.say_goodbye()
                 if closing.expired:
@@ -311,6 +316,12 @@ class Connection:
                     error = self._due(due, watch, transport, now)
                     if error is not None:
                         return error
+
+    def _write(self, transport: Transport, outgoing: list[tuple[bytes, Request | None]]) -> None:
+        for payload, request in outgoing:
+            number = transport.send(payload)
+            if request is not None:
+                self._unwritten, self._written_at = request, number
 
     def _take(
         self, decoder: Decoder, payloads: list[bytes], watch: Watch, transport: Transport

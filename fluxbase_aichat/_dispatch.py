@@ -10,9 +10,10 @@ import contextvars
 import inspect
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -110,10 +111,27 @@ class Callbacks:
         """Make them from what the user gave; raise `ConfigurationError` for what cannot be one."""
         return cls(**{name: _adapt(name, function) for name, function in functions.items()})
 
+    def weakly(self) -> Callbacks:
+        """Return the same without keeping them alive: they may hold the client that they serve."""
+        return cast("Callbacks", _Weakly(self))
+
     @property
     def any(self) -> bool:
         """Whether there is anything to call."""
         return any(f is not None for f in attrs.astuple(self, recurse=False)[:-1])
+
+
+class _Weakly:
+    """Callbacks as long as somebody else holds them; then there are none."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = weakref.ref(callbacks)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._callbacks() or _NONE, name)
+
+
+_NONE = Callbacks()
 
 
 @attrs.frozen
@@ -163,7 +181,8 @@ class Dispatcher:
         self._callbacks = callbacks
         self._count_failure = failed
         self._drained = drained
-        self._posted = threading.Condition()  # guards all below
+        self._lock = threading.RLock()  # guards all below
+        self._posted = threading.Condition(self._lock)
         self._queue: deque[Post] = deque()
         self._backlog = 0
         self._thread: threading.Thread | None = None
@@ -178,13 +197,13 @@ class Dispatcher:
 
     def want(self) -> None:
         """Keep what is posted from now on, for the thread that `start` will start."""
-        with self._posted:
+        with self._lock:
             self._wanted = True
             self.wants += 1
 
     def start(self) -> None:
         """Have a thread if it is still wanted; raise `ConnectError` where none can be started."""
-        with self._posted:
+        with self._lock:
             if self._thread is not None or not self._wanted:
                 return
             self._threads += 1
@@ -193,7 +212,7 @@ class Dispatcher:
         try:
             thread.start()
         except RuntimeError as error:
-            with self._posted:
+            with self._lock:
                 self._thread = None
                 self._wanted = False
             self._drop()
@@ -206,7 +225,7 @@ class Dispatcher:
 
     def post(self, post: Post) -> None:
         """Have it told after everything posted before; to nobody where no thread is wanted."""
-        with self._posted:
+        with self._lock:
             if self._thread is not None or self._wanted:
                 self._backlog += post.size
                 if not (self._backlog > _JOIN_BYTES and self._join(post)):
@@ -251,12 +270,18 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Drop what is posted and end the thread; does not wait for it."""
-        self.rest()  # the lock is re-entrant: the garbage collector may be inside
+        self.rest()
         self._drop()
+
+    def after_fork(self) -> None:
+        """Tell nothing more in a child process; if it is inside a callback, that is the last."""
+        self._lock = threading.RLock()
+        self._posted = threading.Condition(self._lock)
+        self.abandon()
 
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
-        with self._posted:
+        with self._lock:
             return self._posted.wait_for(
                 lambda: not (self._queue or self._busy), deadline.remaining()
             )
@@ -266,7 +291,7 @@ class Dispatcher:
 
         With `wants` only if it was not wanted again since.
         """
-        with self._posted:
+        with self._lock:
             if wants is None or wants == self.wants:
                 self._wanted = False
                 self._posted.notify_all()
@@ -292,7 +317,7 @@ class Dispatcher:
                 thread.join(_JOIN_SECONDS)  # it runs no callback, and has none to run
 
     def _drop(self) -> None:
-        with self._posted:
+        with self._lock:
             self._drops += 1
             queue, self._queue = self._queue, deque()
             self._backlog -= sum(post.size for post in queue)
@@ -303,7 +328,7 @@ class Dispatcher:
     def _run(self) -> None:
         _here.callbacks = self._callbacks
         while True:
-            with self._posted:
+            with self._lock:
                 self._busy = False
                 self._running = None
                 self._posted.notify_all()
@@ -318,9 +343,10 @@ class Dispatcher:
             post.context.run(self._tell, post, drops)
             _told(post)
             if post.size:
-                with self._posted:
+                with self._lock:
                     self._backlog -= post.size
                 self._drained()
+            del post  # what waits here for more keeps nothing of it
 
     def _tell(self, post: Post, drops: int) -> None:
         answer = post.answer

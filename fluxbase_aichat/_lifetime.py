@@ -8,49 +8,66 @@ the threads: its sessions begin anew.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import functools
 import os
 import sys
 import weakref
 
+from ._deadline import Deadline
 from ._session import Session
 
 __all__ = ["Lease"]
 
+# What the threads may take at exit: to say what they have to say, and to free their sockets.
+_LAST_WORDS_SECONDS = 0.2
+
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-_said = False
 
 
 class Lease:
     """What keeps a session alive."""
 
-    __slots__ = ("__weakref__", "session")
+    __slots__ = ("__weakref__", "_callbacks", "session")
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, callbacks: object = None) -> None:
         self.session: Session = session
+        # Held here only, and not by the session: they may hold the client.
+        self._callbacks = callbacks
+        _leases.add(self)
         _sessions.add(session)
-        # At exit it is called too, with the lease still there.
-        weakref.finalize(self, _abandon, session, weakref.ref(self))
+        weakref.finalize(self, session.abandon).atexit = False
+        _watch_the_exit()
 
 
-def _abandon(session: Session, lease: weakref.ref[Lease]) -> None:
-    """End a session that nobody holds. Called by the garbage collector: takes no lock."""
-    if lease() is not None:
-        _say_what_is_unfinished()
-    session.abandon()
+@functools.cache
+def _watch_the_exit() -> None:
+    """See to it that the sessions end with the interpreter. Not on import (promise 10)."""
+    atexit.register(_at_exit)
 
 
-def _say_what_is_unfinished() -> None:
-    """Say it once, of all clients, at the interpreter's exit."""
-    global _said  # noqa: PLW0603 - the process ends once
-    turns = 0 if _said else sum(session.untold() for session in list(_sessions))
-    _said = True
+def _at_exit() -> None:
+    sessions = [lease.session for lease in list(_leases)]
+    turns = sum(session.untold() for session in sessions)
+    if turns:
+        # The callbacks of an answer just read are a moment behind it.
+        deadline = Deadline(_LAST_WORDS_SECONDS)
+        for session in sessions:
+            session.wait_for_callbacks(deadline)
+        turns = sum(session.untold() for session in sessions)
+    connections = [c for session in sessions for c in session.abandon()]
     if turns and sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # it may be closed by now
+        try:
             sys.stderr.write(
                 f"fluxbase_aichat: the script ended while {turns} turn(s) with callbacks were "
                 "unfinished; wait() for a turn, or wait_idle() for all, before the end\n"
             )
+        except (OSError, ValueError):
+            pass  # it is closed
+    deadline = Deadline(_LAST_WORDS_SECONDS)
+    for connection in connections:
+        connection.join(deadline.remaining())
 
 
 def _after_fork_in_child() -> None:

@@ -58,6 +58,8 @@ class Waker:
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
         self._closed = False
+        self.held: tuple[selectors.BaseSelector | None, socket.socket | None] = (None, None)
+        """What a connection that is being opened has, and a child process has to free."""
         self.stopped = False
         """Set by `stop`: what is being opened is not wanted any more."""
 
@@ -92,6 +94,9 @@ class Waker:
         """Free the child's copies; a thread that is not there may have held the lock."""
         self._lock = threading.RLock()
         self.close()
+        for held in self.held:
+            if held is not None:
+                held.close()
 
     def close(self) -> None:
         """Free the descriptors; later wakes do nothing."""
@@ -107,6 +112,7 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
     Raises `TimeoutError` at the deadline and `NotConnectedError` when the waker was stopped.
     """
     with selectors.DefaultSelector() as selector:
+        waker.held = selector, sock
         selector.register(waker, selectors.EVENT_READ)
         if sock is not None:
             selector.register(sock, event)
@@ -255,6 +261,7 @@ def _connect(addresses: list[_Address], deadline: Deadline, waker: Waker) -> soc
 def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.socket:
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
+    waker.held = None, sock
     try:
         tune(sock)
         code = sock.connect_ex(where)

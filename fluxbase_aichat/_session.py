@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
+import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -21,7 +24,7 @@ from typing import Any, Literal
 import attrs
 
 from . import events
-from ._answer import Outcome
+from ._answer import Answer, Outcome
 from ._connection import Connection
 from ._conversations import Conversations
 from ._deadline import Clock, Deadline
@@ -29,7 +32,7 @@ from ._dispatch import Callbacks
 from ._entry import Entry, Record
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
-from ._telling import EffectLock, Telling
+from ._telling import Effects, Telling
 from ._watch import Due
 from ._wire import Item, Malformed
 from .config import Settings
@@ -61,13 +64,15 @@ class Session:
         self.settings: Settings = settings
         self.clock: Clock = clock
         self._conversations = Conversations(settings.impersonate_user_id)
+        self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._begin(callbacks)
 
     def _begin(self, callbacks: Callbacks) -> None:
         """Be without a connection, a thread or a call: at first, and in the child of a fork."""
         settings = self.settings
-        self._lock = EffectLock()  # guards all below
-        self._telling = Telling(callbacks, self._lock, self._resume)
+        self._effects = Effects()
+        self._lock = threading.Lock()  # guards all below
+        self._telling = Telling(callbacks, self._effects, self._resume)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
@@ -105,12 +110,12 @@ class Session:
 
     def record(self, conversation_id: str) -> Record | None:
         """Return a conversation that was started by this client."""
-        with self._lock:
+        with self._effects, self._lock:
             return self._conversations.get(conversation_id)
 
     def unfinished(self) -> list[Entry]:
         """Return all that was asked and is not answered."""
-        with self._lock:
+        with self._effects, self._lock:
             return self._unfinished()
 
     # -- pausing for slow callbacks ---------------------------------------------------------
@@ -118,13 +123,13 @@ class Session:
     @contextlib.contextmanager
     def blocking(self) -> Iterator[None]:
         """Say that a thread waits for what is read: reading does not pause meanwhile."""
-        with self._lock:
+        with self._effects, self._lock:
             self._blocked += 1
         self._resume()
         try:
             yield
         finally:
-            with self._lock:
+            with self._effects, self._lock:
                 self._blocked -= 1
 
     def paused(self) -> bool:
@@ -144,7 +149,7 @@ class Session:
 
     def connect(self, seconds: float | None) -> None:
         """Open a connection, or wait for the one being opened; raise if there is none in time."""
-        with self._lock:
+        with self._effects, self._lock:
             self._check_not_abandoned()
             if self._state == "connected":
                 return
@@ -165,12 +170,12 @@ class Session:
 
     def submit(self, entry: Entry) -> None:
         """Put a call into the queue, and on the wire if that is free."""
-        with self._lock:
+        with self._effects, self._lock:
             self._enqueue(entry)
 
     def submit_turn(self, entry: Entry, if_busy: Literal["queue", "cancel", "raise"]) -> None:
         """Put a message into the queue, minding the conversation's unfinished turns."""
-        with self._lock:
+        with self._effects, self._lock:
             busy = [] if if_busy == "queue" else self._turns(entry.record)
             if busy and if_busy == "raise":
                 raise LocalProtocolError(
@@ -179,27 +184,29 @@ class Session:
                 )
             if busy and busy[0] is self._on_wire:
                 self._cancel(busy[0])
+            if entry.answer is not None:
+                self._answers.add(entry.answer)
             self._enqueue(entry)
 
     def claim_identity(self, impersonate_user_id: str | None) -> None:
         """Fix whom the client acts as, or raise `IdentityConflictError`."""
-        with self._lock:
+        with self._effects, self._lock:
             self._conversations.claim(impersonate_user_id)
 
     def cancel(self, record: Record) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else nothing."""
-        with self._lock:
+        with self._effects, self._lock:
             for entry in self._turns(record)[:1]:
                 self._cancel(entry)
 
     def cancel_entry(self, entry: Entry) -> None:
         """Cancel one call."""
-        with self._lock:
+        with self._effects, self._lock:
             self._cancel(entry)
 
     def give_up(self, entry: Entry) -> None:
         """End a call whose own time is up; what comes late for it reaches nobody else."""
-        with self._lock:
+        with self._effects, self._lock:
             error: FluxbaseChatError
             if entry.sent and entry.answer is not None:
                 error = ChatTimeoutError("the answer was not whole in time", phase="turn")
@@ -221,12 +228,17 @@ class Session:
         """How many turns are unfinished whose end callbacks would hear of. Takes no lock."""
         return self._telling.untold([e for e in [*list(self._queue), self._on_wire] if e])
 
-    def abandon(self) -> None:
-        """End everything at once; nobody waits any more. Takes no lock, and does not wait."""
+    def abandon(self) -> list[Connection]:
+        """End everything at once, and return what ends; nobody waits any more.
+
+        Takes no lock, and does not wait: the garbage collector may be inside. So the I/O thread
+        ends the callback thread; where there is no connection, that was told to end before.
+        """
         self._abandoned = True
-        for connection in [*self._draining, *([self._current] if self._current else [])]:
+        connections = [*self._draining, *([self._current] if self._current else [])]
+        for connection in connections:
             connection.abandon()
-        self._telling.dispatcher.abandon()
+        return connections
 
     def after_fork(self) -> None:
         """Begin anew in a child process: without its threads, and without a word to the server.
@@ -239,6 +251,7 @@ class Session:
         entries = self._unfinished()
         for connection in [*self._draining, *([self._current] if self._current else [])]:
             connection.after_fork()
+        self._telling.dispatcher.after_fork()
         opening = self._opening
         disconnected = self._state == "disconnected"
         self._begin(self._telling.callbacks)
@@ -247,11 +260,16 @@ class Session:
         opening.fail(error)
         for entry in entries:
             entry.after_fork(error)
+        # Some have just left the queue, and who waits for them would have heard in a moment.
+        for answer in list(self._answers):
+            answer.after_fork(error)
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
+        if sys.is_finalizing():
+            return  # the threads have stopped where they were, with the locks they held
         deadline = Deadline(seconds, self.clock)
-        with self._lock:
+        with self._effects, self._lock:
             self._state = "disconnected"
             error = NotConnectedError("the client was disconnected")
             entries = self._unfinished()
@@ -264,7 +282,7 @@ class Session:
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
             opening = self._opening
-            self._lock.then(lambda: opening.fail(error))
+            self._effects.then(lambda: opening.fail(error))
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -272,10 +290,15 @@ class Session:
             self._rest()
             self._backoff.reset()
         self._telling.dispatcher.stop(deadline)
-        for connection in connections:
-            left = deadline.remaining()
-            # Its thread waits for nothing but the same deadline, and then ends by itself.
-            connection.join(None if left is None else left + _JOIN_SECONDS)
+        try:
+            for connection in connections:
+                left = deadline.remaining()
+                # Its thread waits for nothing but the same deadline, and then ends by itself.
+                connection.join(None if left is None else left + _JOIN_SECONDS)
+        except KeyboardInterrupt:
+            for connection in connections:
+                connection.abandon()
+            raise
 
     # -- under the lock: the queue ----------------------------------------------------------
 
@@ -323,17 +346,19 @@ class Session:
             request = entry.start(self._conversations.identity)
         else:
             request = entry.message()
+        # Before it is: Ctrl-C must find it where it can be cancelled.
+        previous, entry.request, self._on_wire = entry.request, request, entry
         try:
             written = connection.send(request)
         except FluxbaseChatError as error:
+            entry.request, self._on_wire = previous, None
             self._fail(entry, error)
             return
         if not written:
             # It has just ended, and is about to say so: what was not written goes on after it.
+            entry.request, self._on_wire = previous, None
             self._queue.appendleft(entry)
             return
-        entry.request = request
-        self._on_wire = entry
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
             record.answer = answer
@@ -375,7 +400,7 @@ class Session:
         outcome = entry.outcome
         assert outcome is not None  # noqa: S101 - a start has one
         entry.ended = True
-        self._lock.then(lambda: outcome.resolve(conversation_id))
+        self._effects.then(lambda: outcome.resolve(conversation_id))
 
     # -- under the lock: the connection -----------------------------------------------------
 
@@ -387,7 +412,7 @@ class Session:
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
         if self._opening.done:
             self._opening = Outcome()
-        self._current = connection = Connection(
+        connection = Connection(
             self.settings,
             self,
             clock=self.clock,
@@ -396,7 +421,8 @@ class Session:
             delay=delay,
         )
         self._telling.dispatcher.want()
-        self._lock.then(lambda: self._start(connection))
+        self._effects.then(lambda: self._start(connection))
+        self._current = connection
 
     def _replace(self) -> None:
         """Go on over a new connection at once: this one was left on purpose."""
@@ -420,7 +446,7 @@ class Session:
         if isinstance(error, ConnectError):
             error.attempts = self._backoff.attempt if self._recovering else 1
         opening = self._opening
-        self._lock.then(lambda: opening.fail(error))
+        self._effects.then(lambda: opening.fail(error))
         while self._queue:
             self._fail(self._queue.popleft(), error)
         self._rest()
@@ -429,7 +455,7 @@ class Session:
         """Have the callback thread end behind what is told, unless it is wanted again by then."""
         dispatcher = self._telling.dispatcher
         wants = dispatcher.wants
-        self._lock.then(lambda: dispatcher.rest(wants))
+        self._effects.then(lambda: dispatcher.rest(wants))
 
     def _start(self, connection: Connection) -> None:
         """Start the threads; the lock is not held."""
@@ -439,35 +465,42 @@ class Session:
         except FluxbaseChatError as error:
             connection.discard()
             self.open_failed(connection, error)
+        if self._abandoned:
+            connection.abandon()  # it came to be while the others ended
 
     # -- Sink: the I/O threads --------------------------------------------------------------
 
     def opened(self, connection: Connection) -> None:
         """Go on with the queue."""
-        with self._lock:
+        with self._effects, self._lock:
             if connection is self._current:
                 self._state = "connected"
                 self._opened_at = self.clock()
                 self._recovering = True
                 opening = self._opening
-                self._lock.then(opening.resolve)
+                self._effects.then(opening.resolve)
                 self._telling.opened()
                 self._advance()
 
     def open_failed(self, connection: Connection, error: FluxbaseChatError) -> None:
         """Try again, or give up."""
-        with self._lock:
-            if connection is self._current and not self._recover(error):
+        with self._effects, self._lock:
+            if self._abandoned:
+                self._effects.then(self._telling.dispatcher.abandon)
+            elif connection is self._current and not self._recover(error):
                 self._give_up(error)
 
     def ended(
         self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]
     ) -> None:
         """Fail what was on the wire; what was not goes over the next connection."""
-        with self._lock:
+        with self._effects, self._lock:
             if connection in self._draining:
                 self._draining.remove(connection)
-            if connection is not self._current or self._abandoned:
+            if self._abandoned:
+                self._effects.then(self._telling.dispatcher.abandon)
+                return
+            if connection is not self._current:
                 return
             if self.clock() - self._opened_at >= GOOD_SECONDS:
                 self._backoff.reset()
@@ -495,7 +528,7 @@ class Session:
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """End what has used up its time, as a cancel does."""
         entry: Entry = request.owner
-        with self._lock:
+        with self._effects, self._lock:
             if connection is not self._current:
                 return
             if isinstance(request, Message):
@@ -531,10 +564,10 @@ class Session:
                     self._feed(entry, turn, size)  # what came before it is told before it
                     turn, size = [], 0
                 if not isinstance(item, Malformed):
-                    with self._lock:
+                    with self._effects, self._lock:
                         self._telling.stray(item)
             elif request.silenced:
-                with self._lock:
+                with self._effects, self._lock:
                     self._advance()
             elif isinstance(request, Start):
                 self._answered(connection, request.owner, item)
@@ -553,7 +586,7 @@ class Session:
         assert answer is not None  # noqa: S101 - a turn has one
         if not items or not answer.feed(items, size):
             return
-        with self._lock:
+        with self._effects, self._lock:
             self._telling.post(items, entry, size=size)
             limit = self.settings.limits.turn_bytes
             if answer.size > limit:
@@ -561,8 +594,9 @@ class Session:
 
     def _finish(self, entry: Entry, item: Item) -> None:
         """Put the next on the wire after a turn has ended there; then its waiters hear."""
-        with self._lock:
+        with self._effects, self._lock:
             if entry.ended or entry is not self._on_wire:
+                self._advance()
                 return
             self._on_wire = None
             if isinstance(item, events.Done):
@@ -583,7 +617,7 @@ class Session:
 
     def _answered(self, connection: Connection, entry: Entry, item: Item) -> None:
         """Take the answer to a start: it ends a start, and a message follows it."""
-        with self._lock:
+        with self._effects, self._lock:
             if entry is not self._on_wire:
                 return
             self._on_wire = None

@@ -2,6 +2,10 @@
 
 What is decided while a session's lock is held takes effect when it is released, in the same
 order: waking waiters, starting threads, posting to the callback thread.
+
+Ctrl-C may raise in the main thread between any two steps of Python code, and only there. A lock
+that Python code takes or releases could stay taken by it; the interpreter's own, in a `with`,
+cannot.
 """
 
 from __future__ import annotations
@@ -19,25 +23,26 @@ from ._entry import Entry
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
-__all__ = ["EffectLock", "Telling"]
+__all__ = ["Effects", "Telling"]
 
 Effect = Callable[[], object]
 
 
-class EffectLock:
-    """A lock, and what to do when it is released: `with lock:` … `lock.then(effect)`."""
+class Effects(threading.local):
+    """What to do when a lock is released: `with effects, lock:` … `effects.then(effect)`.
+
+    What Ctrl-C keeps from being done is done the next time.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._effects: list[Effect] = []
 
     def then(self, effect: Effect) -> None:
         """Do this once the lock is released; the lock must be held."""
-        assert self._lock.locked()  # noqa: S101 - the effects have the lock's order
-        self._effects.append(effect)
+        self._effects += [effect]
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        """Come before the lock, so as to be left behind it."""
 
     def __exit__(
         self,
@@ -45,31 +50,25 @@ class EffectLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        effects, self._effects = self._effects, []
-        self._lock.release()
-        _run(effects)
-
-
-def _run(effects: list[Effect]) -> None:
-    done = 0
-    try:
-        for effect in effects:
-            done += 1
-            effect()
-    finally:
-        # What was decided is done, also when Ctrl-C comes in between: others wait for it.
-        if done < len(effects):
-            _run(effects[done:])
+        effects = self._effects
+        while effects:
+            effect = effects[0]
+            del effects[0]
+            try:
+                effect()
+            except KeyboardInterrupt:
+                effects.insert(0, effect)  # each can be done twice
+                raise
 
 
 class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
     def __init__(
-        self, callbacks: Callbacks, lock: EffectLock, drained: Callable[[], object]
+        self, callbacks: Callbacks, effects: Effects, drained: Callable[[], object]
     ) -> None:
         self.callbacks: Callbacks = callbacks
-        self._lock = lock
+        self._effects = effects
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
@@ -142,15 +141,15 @@ class Telling:
         answer = entry.answer if entry is not None else None
         if self.callbacks.any:
             post = Post(context, items, answer, last=last, size=size)
-            self._lock.then(lambda: self.dispatcher.post(post))
+            self._effects.then(lambda: self.dispatcher.post(post))
         elif last and answer is not None:
-            self._lock.then(answer.callbacks_run.set)
+            self._effects.then(answer.callbacks_run.set)
 
     def stray(self, item: Item) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
         if self.callbacks.any:
             post = Post(self._context, [item], stray=True)
-            self._lock.then(lambda: self.dispatcher.post(post))
+            self._effects.then(lambda: self.dispatcher.post(post))
 
     def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
         """End an entry with an error that the server sent as `items`, or that its caller made."""
@@ -177,7 +176,7 @@ class Telling:
             elif answer is not None:
                 answer.fail(error, told=told)
 
-        self._lock.then(resolve)
+        self._effects.then(resolve)
         self.post(items, entry, last=True)
 
     def finish(self, entry: Entry, done: events.Done) -> None:
@@ -185,7 +184,7 @@ class Telling:
         answer = entry.answer
         assert answer is not None  # noqa: S101 - a turn has one
         entry.ended = True
-        self._lock.then(lambda: answer.finish(done))
+        self._effects.then(lambda: answer.finish(done))
         self.post([done], entry, last=True)
 
 

@@ -130,7 +130,7 @@ class FluxbaseAIChat:
             on_event=on_event,
             on_callback_error=on_callback_error,
         )
-        self._lease = Lease(Session(settings, callbacks, time.monotonic))
+        self._lease = Lease(Session(settings, callbacks.weakly(), time.monotonic), callbacks)
         self._entered = False
 
     @classmethod

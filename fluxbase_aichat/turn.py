@@ -400,4 +400,8 @@ def ask(
     seconds = None if isinstance(timeout, Unset) else check_seconds("timeout", timeout)
     deadline = Deadline(seconds, lease.session.clock)
     turn = send(lease, record, content, page_context, "queue", timeout)
-    return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class
+    try:
+        return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class
+    except KeyboardInterrupt:
+        turn.cancel()  # it may have come before the waiting
+        raise

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import pytest
 from servers import WAIT
 
-from fluxbase_aichat import FluxbaseAIChat, _answer, _connection, _dispatch, _net, _telling
+from fluxbase_aichat import FluxbaseAIChat, _answer, _connection, _dispatch, _net, _session
 from fluxbase_aichat.events import Event
 
 __all__ = ["Heard", "LockOrder", "Running", "client_threads", "counting", "run", "spy"]
@@ -134,7 +134,7 @@ class LockOrder:
         """Pairs: with the first held, the second was taken."""
         self.taken: set[str] = set()
         """The names of the locks that were taken."""
-        for module in (_answer, _connection, _dispatch, _net, _telling):
+        for module in (_answer, _connection, _dispatch, _net, _session):
             monkeypatch.setattr(module, "threading", self)
 
     def __getattr__(self, name: str) -> Any:
@@ -149,9 +149,9 @@ class LockOrder:
         """Make a watched re-entrant lock."""
         return _WatchedRLock(self, _maker(), threading.RLock())
 
-    def Condition(self) -> threading.Condition:  # noqa: N802
+    def Condition(self, lock: Any = None) -> threading.Condition:  # noqa: N802
         """Make a condition with a watched lock."""
-        return threading.Condition(_WatchedRLock(self, _maker(), threading.RLock()))
+        return threading.Condition(lock or self.RLock())
 
     @property
     def held(self) -> list[_WatchedLock]:
