@@ -36,6 +36,9 @@ from .events import ErrorEvent, UnknownEvent
 
 __all__ = ["Connection", "Sink"]
 
+# So many unknown types of message are told to the log, each once; a server may invent them.
+_UNKNOWN_TYPES = 100
+
 _log = logging.getLogger("fluxbase_aichat.connection")
 
 
@@ -230,7 +233,7 @@ class Connection:
                 return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
             if self._connect is not None:
-                error.args = (f"{error.args[0]} ({self._connect:g} s)",)
+                error.args = (f"{error.args[0]} ({round(self._connect, 3):g} s)",)
             raise
         except FluxbaseChatError:
             raise
@@ -333,6 +336,8 @@ class Connection:
             watch.ended(self._clock())
         for item in items:
             if isinstance(item, UnknownEvent) and item.type not in self._unknown_types:
+                if len(self._unknown_types) == _UNKNOWN_TYPES:
+                    break
                 self._unknown_types.add(item.type)
                 _log.info("the server sends an unknown type of message: %.100r", item.type)
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))

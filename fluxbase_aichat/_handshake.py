@@ -117,7 +117,8 @@ def read_head(sock: socket.socket, deadline: Deadline, waker: Waker) -> Head:
             raise HandshakeError(
                 "the connection was closed in the middle of the answer's head"
                 if data
-                else "the connection was closed without an answer"
+                else "the connection was closed without an answer",
+                retryable=True,  # as a server does that is being restarted
             )
         data += more
     try:

@@ -16,8 +16,10 @@ from .errors import (
     ConfigurationError,
     FluxbaseChatError,
     HandshakeError,
+    MissingExtraError,
     NotConnectedError,
     PermissionDeniedError,
+    ProxyError,
     TLSError,
 )
 
@@ -32,6 +34,7 @@ GOOD_SECONDS = 30.0
 _FINAL = (
     AuthenticationError,
     ConfigurationError,
+    MissingExtraError,
     NotConnectedError,
     PermissionDeniedError,
     TLSError,
@@ -43,6 +46,8 @@ def is_final(error: FluxbaseChatError) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, HandshakeError) and error.status in _FINAL_STATUSES:
         return True
+    if isinstance(error, ProxyError) and not error.retryable:
+        return True  # 407, or settings that no proxy can be found with
     return isinstance(error, _FINAL)
 
 

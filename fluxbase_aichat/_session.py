@@ -87,6 +87,7 @@ class Session:
         # A connection that was there is being replaced, as often as the backoff allows. One that
         # a call asks for is tried once, for that call.
         self._recovering = False
+        self._impatient = False  # who asked for the connection gave it less time than others do
         self._abandoned = False
         self._blocked = 0
         self._paused = False
@@ -149,16 +150,23 @@ class Session:
 
     def connect(self, seconds: float | None) -> None:
         """Open a connection, or wait for the one being opened; raise if there is none in time."""
+        deadline = Deadline(seconds, self.clock)
+        while not self._connect(deadline, seconds):
+            pass
+
+    def _connect(self, deadline: Deadline, seconds: float | None) -> bool:
+        """See `connect`; `False` when another call's connection had less time than this call."""
         with self._effects, self._lock:
             self._check_not_abandoned()
             if self._state == "connected":
-                return
-            patience = seconds
-            if self._current is None:
+                return True
+            patience = deadline.remaining()
+            mine = self._current is None
+            if mine:
                 self._recovering = False
-                self._open(seconds)
+                self._open(patience)
                 # It ends at the same deadline, and says what it was waiting for.
-                patience = None if seconds is None else seconds + _JOIN_SECONDS
+                patience = None if patience is None else patience + _JOIN_SECONDS
             opening = self._opening
         with self.blocking():
             opened = opening.wait(patience)
@@ -166,7 +174,13 @@ class Session:
             raise ConnectTimeoutError(
                 f"no connection to {self.settings.endpoint} within {seconds:g} s"
             )
-        opening.get()
+        try:
+            opening.get()
+        except ConnectTimeoutError:
+            if mine or deadline.expired:
+                raise
+            return False
+        return True
 
     def submit(self, entry: Entry) -> None:
         """Put a call into the queue, and on the wire if that is free."""
@@ -406,6 +420,8 @@ class Session:
 
     def _open(self, seconds: float | None, delay: float = 0.0) -> None:
         """Open a connection in place of the current one."""
+        limit = self.settings.timeouts.connect
+        self._impatient = seconds is not None and (limit is None or seconds < limit)
         self._numbers += 1
         if not self._telling.connected_before:
             self._telling.begin()
@@ -445,11 +461,14 @@ class Session:
         self._state = "lost"
         if isinstance(error, ConnectError):
             error.attempts = self._backoff.attempt if self._recovering else 1
-        opening = self._opening
-        self._effects.then(lambda: opening.fail(error))
+        self._fail_opening(error)
         while self._queue:
             self._fail(self._queue.popleft(), error)
         self._rest()
+
+    def _fail_opening(self, error: FluxbaseChatError) -> None:
+        opening, self._opening = self._opening, Outcome()
+        self._effects.then(lambda: opening.fail(error))
 
     def _rest(self) -> None:
         """Have the callback thread end behind what is told, unless it is wanted again by then."""
@@ -488,7 +507,11 @@ class Session:
             if self._abandoned:
                 self._effects.then(self._telling.dispatcher.abandon)
             elif connection is self._current and not self._recover(error):
-                self._give_up(error)
+                if isinstance(error, ConnectTimeoutError) and self._impatient and self._queue:
+                    self._fail_opening(error)
+                    self._open(self.settings.timeouts.connect)
+                else:
+                    self._give_up(error)
 
     def ended(
         self, connection: Connection, error: FluxbaseChatError, unsent: list[Request]

@@ -53,6 +53,11 @@ class Unset:
 UNSET: Final = Unset()
 
 
+def _shown(value: object) -> str:
+    """Return a number as it is, and of anything else the type: a token may stand there."""
+    return repr(value) if isinstance(value, (int, float)) else type(value).__name__
+
+
 def check_seconds(name: str, value: float | None, *, zero: bool = False) -> float | None:
     """Return `value` when it is a number of seconds or `None`; raise `ConfigurationError` if not.
 
@@ -125,7 +130,9 @@ def _timeouts(value: object) -> Timeouts:
 
 def _check_bytes(_: object, field: attrs.Attribute[int], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"limits.{field.name} must be a number of bytes, not {value!r}")
+        raise ConfigurationError(
+            f"limits.{field.name} must be a number of bytes, not {_shown(value)}"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -341,12 +348,14 @@ def _check_user(_: object, field: attrs.Attribute[Any], value: object) -> None:
 
 def _check_flag(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if not isinstance(value, bool):
-        raise ConfigurationError(f"{field.name} must be True or False, not {value!r}")
+        raise ConfigurationError(f"{field.name} must be True or False, not {type(value).__name__}")
 
 
 def _check_attempts(_: object, field: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigurationError(f"{field.name} must be a whole number, 0 for none, not {value!r}")
+        raise ConfigurationError(
+            f"{field.name} must be a whole number, 0 for none, not {_shown(value)}"
+        )
 
 
 def _check_delay(_: object, field: attrs.Attribute[Any], value: Any) -> None:

@@ -15,7 +15,7 @@ from clocks import FakeClock, Pauses, Waits
 from helpers import Heard, client_threads, counting, run
 from servers import PING, PONG, TEXT, WAIT, Gate, Gone, Peer, RawServer, content, done, error
 
-from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat import FluxbaseAIChat, Timeouts
 from fluxbase_aichat._transport import Transport, _WebSocket
 from fluxbase_aichat.errors import (
     AuthenticationError,
@@ -906,6 +906,29 @@ def test_r11_call_during_a_reconnect(where) -> None:
         assert (1 if where == "in the delay" else 2) == server.connections
 
 
+@pytest.mark.parametrize("other", ["connect", "ask"])
+def test_r11_an_impatient_call_fails_alone(other) -> None:
+    """What others asked for meanwhile is tried for as long as they, or the settings, allow."""
+    waiting = Gate()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        waiting.open()
+        peer.until_closed()
+
+    with RawServer(stuck, Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url)
+        impatient = run(chat.connect, timeout=0.5)
+        waiting.wait()
+        call = run(chat.connect) if other == "connect" else run(chat.ask, "support", "Hi")
+        with pytest.raises(ConnectTimeoutError, match="0.5 s"):
+            impatient.result()
+        call.result()
+        assert chat.is_connected()
+        assert 2 == server.connections
+        chat.disconnect()
+
+
 # -- X16 ------------------------------------------------------------------------------------
 
 EIGHT_HOURS = 8 * 3600.0
@@ -924,7 +947,12 @@ def test_x16_clock_jumps_when_idle() -> None:
 
     heard = Heard()
     with RawServer(first, Peer.serve) as server:
-        chat = FluxbaseAIChat(server.url, on_event=heard, reconnect_delay=0.0)
+        chat = FluxbaseAIChat(
+            server.url,
+            on_event=heard,
+            reconnect_delay=0.0,
+            timeouts=Timeouts(connect=None),  # the clock may jump while the next one is opened
+        )
         clock = FakeClock().drive(chat)
         with chat:
             chat.start_chat("support")

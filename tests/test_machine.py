@@ -967,7 +967,7 @@ def test_an_end_is_told_once(machine: Machine) -> None:
     assert ending(call) is None
 
 
-def test_any_order_of_anything() -> None:
+def test_c16_any_order_of_anything() -> None:
     """No order of calls, events and ends of streams breaks a promise."""
     run_state_machine_as_test(
         Machine,

@@ -21,6 +21,7 @@ from fluxbase_aichat.errors import (
     ConnectTimeoutError,
     FluxbaseChatError,
     HandshakeError,
+    MissingExtraError,
     NotConnectedError,
     PermissionDeniedError,
     ProxyError,
@@ -127,6 +128,8 @@ FINAL: list[FluxbaseChatError] = [
     HandshakeError("", status=404),
     TLSError(""),
     ConfigurationError(""),
+    MissingExtraError(""),
+    ProxyError("", retryable=False),
     NotConnectedError(""),
 ]
 PASSING: list[FluxbaseChatError] = [

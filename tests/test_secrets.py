@@ -299,7 +299,7 @@ def test_unknown_types(way, log) -> None:
 
 
 @ways
-def test_whole_life(way, monkeypatch, log) -> None:
+def test_s07_whole_life(way, monkeypatch, log) -> None:
     """In a chat with everything logged, no log, repr or thread's name shows a secret (S07)."""
     traced = []
     monkeypatch.setattr(websocket, "enableTrace", lambda *_, **__: traced.append(1))
