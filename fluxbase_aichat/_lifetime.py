@@ -13,9 +13,12 @@ import functools
 import os
 import sys
 import weakref
+from collections.abc import Callable
+from typing import Any, cast
 
 from ._deadline import Deadline
 from ._session import Session
+from .errors import NotConnectedError
 
 __all__ = ["Lease"]
 
@@ -29,16 +32,44 @@ _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 class Lease:
     """What keeps a session alive."""
 
-    __slots__ = ("__weakref__", "_callbacks", "session")
+    __slots__ = ("__weakref__", "_callbacks", "_source", "session")
 
     def __init__(self, session: Session, callbacks: object = None) -> None:
         self.session: Session = session
         # Held here only, and not by the session: they may hold the client.
         self._callbacks = callbacks
+        self.use_token(session.settings.token)
         _leases.add(self)
         _sessions.add(session)
         weakref.finalize(self, session.abandon).atexit = False
         _watch_the_exit()
+
+    def use_token(self, token: Any) -> None:
+        """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
+        source = _Source(token)
+        self.session.use_token(source.weakly() if callable(token) else token)
+        self._source = source
+
+
+class _Source:
+    """What gives tokens; held by the lease alone, because it may hold the client too."""
+
+    __slots__ = ("__weakref__", "_function")
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def weakly(self) -> Callable[[], str]:
+        """Return a function that asks it as long as it is there."""
+        reference = weakref.ref(self)
+
+        def token() -> str:
+            source = reference()
+            if source is None:
+                raise NotConnectedError("the client is gone")
+            return cast("str", source._function())
+
+        return token
 
 
 @functools.cache

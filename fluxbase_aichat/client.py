@@ -225,7 +225,7 @@ class FluxbaseAIChat:
 
     @token.setter
     def token(self, token: str | Callable[[], str] | None) -> None:
-        self._session.use_token(token)
+        self._lease.use_token(token)
 
     # -- conversations ----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any, Self
 
 import pytest
@@ -21,7 +22,7 @@ class FakeClock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = 1000.0
-        self._chat: FluxbaseAIChat | None = None
+        self._chat: weakref.ref[FluxbaseAIChat] | None = None
 
     def __call__(self) -> float:
         """Return the time."""
@@ -32,14 +33,15 @@ class FakeClock:
         """Make it the clock of that client."""
         assert chat.state == "new"
         chat._session.clock = self
-        self._chat = chat
+        self._chat = weakref.ref(chat)
         return self
 
     def advance(self, seconds: float) -> None:
         """Move on, and have the client's I/O thread look at the time."""
         with self._lock:
             self._now += seconds
-        connection = self._chat and self._chat._session._current
+        chat = self._chat and self._chat()
+        connection = chat and chat._session._current
         if connection is not None:
             connection._waker.wake()
 

@@ -103,12 +103,17 @@ def test_dropped_client_is_collected_with_its_threads(state) -> None:
 
 
 def test_dropped_client_whose_callbacks_hold_it() -> None:
-    """An object that holds its client, and is its callback, is a cycle like any other."""
+    """An object that holds its client, and serves it, is a cycle like any other."""
 
     class Window:
         def __init__(self, url: str) -> None:
-            self.chat = FluxbaseAIChat(url, on_content=self.show, on_event=lambda event: self)
+            self.chat = FluxbaseAIChat(
+                url, self.token, on_content=self.show, on_event=lambda event: self
+            )
             self.shown = Gate()
+
+        def token(self) -> str:
+            return "a-token"
 
         def show(self, _: str) -> None:
             self.shown.open()

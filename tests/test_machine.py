@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 import pytest
+from clocks import FakeClock
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -203,7 +204,7 @@ class Line:
         """Open it."""
         self.stage = "open"
         self.recovers = True
-        self.opened_at = self.machine.now
+        self.opened_at = self.machine.clock()
         self.sink.opened(self)
 
     def failed(self, error: FluxbaseChatError) -> None:
@@ -303,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         self.started: list[str] = []
         self.found_told = 0
         self.events = 0
-        self.now = 1000.0
+        self.clock = FakeClock()
         # What is told of the connection, and how often it was tried since it was a good one.
         self.told: list[events.Event] = []
         self.up = False
@@ -327,7 +328,7 @@ class Machine(RuleBasedStateMachine):
             on_callback_error=self.on_callback_error,
         )
         self.session = self.chat._session
-        self.session.clock = lambda: self.now
+        self.session.clock = self.clock
         for chatbot in CHATBOTS if warm else ():
             self.start_chat(chatbot)
             if self.lines[-1].stage == "opening":
@@ -353,7 +354,7 @@ class Machine(RuleBasedStateMachine):
             assert told == len(self.told)
             return
         was_open, was_up = self.chat.state == "connected", self.up
-        if was_open and self.now - line.opened_at >= GOOD_SECONDS:
+        if was_open and self.clock() - line.opened_at >= GOOD_SECONDS:
             self.attempt = 0
         yield
         types = ["disconnected"] * was_up
@@ -654,7 +655,7 @@ class Machine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1.0, GOOD_SECONDS - 1, GOOD_SECONDS]))
     def time_passes(self, seconds: float) -> None:
         """The clock goes on."""
-        self.now += seconds
+        self.clock.advance(seconds)
 
     @precondition(lambda self: any(line.stage == "open" for line in self.lines))
     @rule(data=st.data(), how=st.sampled_from(["not yet", "noticed", "unsent", "told"]))
@@ -871,6 +872,8 @@ class Machine(RuleBasedStateMachine):
         finally:
             if hasattr(self, "chat"):
                 self.session.disconnect(0.0)
+                # What it took from here holds the machine, and so itself.
+                vars(self.session).pop("submit_turn", None)
             self.patches.undo()
 
     def finish(self) -> None:
