@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import pytest
 
 import fluxbase_aichat
@@ -22,6 +23,7 @@ def blocks(language: str) -> list[str]:
     return [match[1] for match in found]
 
 
+PROMISES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
 BLOCKS = blocks("python")
 COMMANDS = blocks("sh")
 
@@ -138,3 +140,13 @@ def test_names_in_the_readme_exist() -> None:
     }
     assert {"FluxbaseChatError", "ConnectionLostError"} <= names
     assert [] == [name for name in names if not hasattr(fluxbase_aichat, name)]
+
+
+def test_the_numbers_of_the_promises_are_those_of_the_code() -> None:
+    """Each default in the table of deadlines is the client's."""
+    rows = re.findall(r"^\| `(\w+)` \| (?:(\d+) s|none) \|", PROMISES, re.MULTILINE)
+    told = {name: float(seconds) if seconds else None for name, seconds in rows}
+    assert attrs.asdict(fluxbase_aichat.Timeouts()) == told
+    limits = attrs.asdict(fluxbase_aichat.Limits())
+    found = re.findall(r"(\d+) MiB \(`Limits\.(\w+)`\)", PROMISES)
+    assert limits == {name: int(mib) << 20 for mib, name in found}
