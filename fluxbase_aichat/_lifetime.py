@@ -54,10 +54,10 @@ class Lease:
 class _Source:
     """What gives tokens; held by the lease alone, because it may hold the client too."""
 
-    __slots__ = ("__weakref__", "_function")
+    __slots__ = ("__weakref__", "function")
 
     def __init__(self, function: Any) -> None:
-        self._function = function
+        self.function = function
 
     def weakly(self) -> Callable[[], str]:
         """Return a function that asks it as long as it is there."""
@@ -67,7 +67,7 @@ class _Source:
             source = reference()
             if source is None:
                 raise NotConnectedError("the client is gone")
-            return cast("str", source._function())
+            return cast("str", source.function())
 
         return token
 
