@@ -151,8 +151,8 @@ class Post:
     items: Sequence[Item | Failure]
     answer: Answer | None = None
     """The turn that they belong to; once it is cancelled they are dropped."""
-    last: bool = False
-    """Whether the turn has ended with them."""
+    ending: Callable[[], object] | None = None
+    """What ends the turn, if it ends with them; it may have been called before."""
     stray: bool = False
     """Whether they belong to no request: only `on_event` hears of them."""
     size: int = 0
@@ -236,8 +236,10 @@ class Dispatcher:
 
     def _join(self, post: Post) -> bool:
         """Add a run to the one that waits, as one delta: many of them cost more than their text."""
-        last = self._queue[-1] if self._queue else None
-        if last is None or last.answer is not post.answer or post.last or len(post.items) != 1:
+        if not self._queue or post.ending is not None or len(post.items) != 1:
+            return False
+        last = self._queue[-1]
+        if last.answer is not post.answer:
             return False
         waiting, coming = last.items[-1], post.items[0]
         if not (
@@ -265,7 +267,7 @@ class Dispatcher:
     def untold(self) -> int:
         """How many ends of turns are posted and not told as a whole. Takes no lock."""
         posts = [*list(self._queue), *([self._running] if self._running else [])]
-        answers = [post.answer for post in posts if post.last]
+        answers = [post.answer for post in posts if post.ending is not None]
         return sum(answer is not None and not answer.cancelled for answer in answers)
 
     def abandon(self) -> None:
@@ -350,6 +352,8 @@ class Dispatcher:
 
     def _tell(self, post: Post, drops: int) -> None:
         answer = post.answer
+        if post.ending is not None:
+            post.ending()
         if answer is not None and answer.callbacks_run.is_set():
             return  # it came together with the end that was told already
         for item in post.items:
@@ -451,5 +455,5 @@ class Dispatcher:
 
 def _told(post: Post) -> None:
     """Wake those who wait for a turn's callbacks, if it has ended with this post."""
-    if post.last and post.answer is not None:
+    if post.ending is not None and post.answer is not None:
         post.answer.callbacks_run.set()
