@@ -521,7 +521,7 @@ def test_x13_many_cycles() -> None:
 
     with RawServer(script) as server:
         before = len(descriptors())
-        threads = threading.active_count()
+        threads = set(threading.enumerate())
         whole = 0
         while server.connections < 500:
             with (
@@ -530,7 +530,9 @@ def test_x13_many_cycles() -> None:
             ):
                 whole += chat.ask("support", "Hi").text == "You said: Hi"
         assert 200 < whole
-        for number in range(1, server.connections + 1):
-            server.join(number)
-        assert threads >= threading.active_count() - 1
-        assert before >= len(descriptors()) - 3
+        # The server's threads as well: the last connections may just be ending there.
+        while left := set(threading.enumerate()) - threads:
+            for thread in left:
+                thread.join(WAIT)
+                assert not thread.is_alive()
+        assert before >= len(descriptors())
