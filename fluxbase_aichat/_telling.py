@@ -190,21 +190,25 @@ class Telling:
 
     def _end(self, entry: Entry, resolve: Effect, items: Sequence[Item | Failure]) -> None:
         """Wake who waits for the entry, and tell callbacks; whichever comes first resolves it."""
-        ending = _once(resolve)
+        ending = Ending(resolve)
         self._effects.then(ending)
         self.post(items, entry, ending=ending)
 
 
-def _once(effect: Effect) -> Effect:
-    """Return what is done once; only what is interrupted is done again."""
-    done: list[bool] = []
+class Ending:
+    """What ends a call, done once: a second thread waits for the first, and then does nothing."""
 
-    def run() -> None:
-        if not done:
-            effect()
-            done.append(True)
+    def __init__(self, effect: Effect) -> None:
+        self._effect = effect
+        self._lock = threading.Lock()
+        self._done = False
 
-    return run
+    def __call__(self) -> None:
+        """End it."""
+        with self._lock:
+            if not self._done:
+                self._effect()
+                self._done = True
 
 
 def _code(error: FluxbaseChatError) -> str:

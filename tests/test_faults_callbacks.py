@@ -627,7 +627,7 @@ def test_k12_many_threads_ask() -> None:
 
 
 # What may be taken with what held, as ARCHITECTURE.md says.
-ORDER = ["Session", "Connection", "Answer", "Dispatcher", "Outcome", "Waker"]
+ORDER = ["Session", "Connection", "Ending", "Answer", "Dispatcher", "Outcome", "Waker"]
 LAST = {"Dispatcher", "Outcome", "Waker"}
 
 

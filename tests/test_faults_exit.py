@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 
 import pytest
@@ -103,11 +104,12 @@ def test_x06_ctrl_c_outside_of_a_turn(call) -> None:
 def test_x06_the_next_call_works() -> None:
     """Who catches Ctrl-C goes on with the same client; the server sees one cancel a turn."""
     # The server comes to a cancel when its turn has ended.
-    paused, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    pauses: queue.Queue[threading.Event] = queue.Queue()
 
     def pause(_: float) -> None:
-        paused.release()
-        go_on.acquire(timeout=WAIT)
+        go_on = threading.Event()
+        pauses.put(go_on)
+        go_on.wait(WAIT)
 
     with (
         DevServer(pause=pause) as server,
@@ -120,10 +122,10 @@ def test_x06_the_next_call_works() -> None:
         for count, call in enumerate(
             ["ask", "conversation.ask", "result", "wait", "iterate", "text_stream"], 1
         ):
-            assert paused.acquire(timeout=WAIT)
+            go_on = pauses.get(timeout=WAIT)
             running.interrupt()
             assert f"{call} fine" == running.line()
-            go_on.release()
+            go_on.set()
             assert server.wait_for(lambda count=count: count == cancels()), call
         assert (0, "", "") == running.end()
         assert server.wait_for(lambda: 0 == server.active)

@@ -248,12 +248,15 @@ class Calling(Effects):
     def __init__(self, machine: weakref.ref[Machine]) -> None:
         super().__init__()
         self._machine = machine
+        self._within = 0
 
     def __exit__(self, *raised: object) -> None:
-        """Wait until all that was posted is told."""
+        """Wait until all that was posted is told; not inside an effect: that may be part of it."""
+        self._within += 1
         super().__exit__(*raised)
+        self._within -= 1
         machine = self._machine()
-        if machine is not None and hasattr(machine, "session"):
+        if not self._within and machine is not None and hasattr(machine, "session"):
             told = machine.session.wait_for_callbacks(Deadline(WAIT))
             assert told, "a callback was never called"
 
