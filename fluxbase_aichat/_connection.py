@@ -257,7 +257,7 @@ class Connection:
             raise AuthenticationError(str(error), sent=False) from None
         except FluxbaseChatError:
             raise
-        except Exception as error:
+        except BaseException as error:  # the user's, whatever it is: sys.exit() too
             if isinstance(error, TimeoutError) and deadline.expired:
                 raise ConnectTimeoutError("no connection in time: waiting for token()") from None
             raise AuthenticationError(

@@ -647,6 +647,24 @@ def test_r08_token_callable_raises() -> None:
     assert ["AUTH_FAILED"] == [code for _, code, _ in heard.items]
 
 
+@pytest.mark.parametrize("problem", [SystemExit("log in first"), KeyboardInterrupt()])
+def test_r08_token_callable_exits(problem) -> None:
+    """One that ends its thread leaves nobody waiting: it has raised, as any other has."""
+
+    def token() -> str:
+        raise problem
+
+    with RawServer(Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, token=token)
+        call = run(chat.ask, "support", "Hi")
+        with pytest.raises(AuthenticationError) as caught:
+            call.result()
+        assert caught.value.__cause__ is problem
+        assert "lost" == chat.state
+        chat.disconnect()
+        assert 0 == server.connections
+
+
 def test_r08_token_callable_blocks() -> None:
     """A token callable that does not return is left behind at the deadline."""
     over = Gate()
