@@ -45,6 +45,9 @@ _log = logging.getLogger("fluxbase_aichat.connection")
 class Sink(Protocol):
     """Who is told what happens on a connection: always on its I/O thread, holding no lock."""
 
+    settings: Settings
+    """Those of the next connection: its token may be another one by then."""
+
     def opened(self, connection: Connection) -> None:
         """Requests can be sent."""
 
@@ -222,6 +225,7 @@ class Connection:
 
     def _open_transport(self) -> Transport:
         pause(self._delay, self._clock, self._waker)
+        self._settings = self._sink.settings  # its token may have been replaced meanwhile
         deadline = Deadline(self._connect, self._clock)
         try:
             try:

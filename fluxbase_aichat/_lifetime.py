@@ -14,7 +14,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from ._deadline import Deadline
 from ._session import Session
@@ -38,6 +38,7 @@ class Lease:
         self.session: Session = session
         # Held here only, and not by the session: they may hold the client.
         self._callbacks = callbacks
+        self._source = _Source()
         self.use_token(session.settings.token)
         _leases.add(self)
         _sessions.add(session)
@@ -46,9 +47,11 @@ class Lease:
 
     def use_token(self, token: Any) -> None:
         """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
-        source = _Source(token)
-        self.session.use_token(source.weakly() if callable(token) else token)
-        self._source = source
+        if callable(token):
+            # The same one for good: a connection that is being opened may be about to ask it.
+            self._source.function = token
+            token = self._source.weakly()
+        self.session.use_token(token)
 
 
 class _Source:
@@ -56,8 +59,7 @@ class _Source:
 
     __slots__ = ("__weakref__", "function")
 
-    def __init__(self, function: Any) -> None:
-        self.function = function
+    function: Callable[[], str]
 
     def weakly(self) -> Callable[[], str]:
         """Return a function that asks it as long as it is there."""
@@ -67,7 +69,7 @@ class _Source:
             source = reference()
             if source is None:
                 raise NotConnectedError("the client is gone")
-            return cast("str", source.function())
+            return source.function()
 
         return token
 

@@ -777,6 +777,41 @@ def test_r08_a_new_token_serves_the_next_connection() -> None:
     assert ["Bearer old", "Bearer new"] == seen
 
 
+@pytest.mark.parametrize("old", ["old", lambda: "old"], ids=["text", "callable"])
+@pytest.mark.parametrize("new", ["new", lambda: "new"], ids=["text", "callable"])
+def test_r08_a_new_token_in_the_delay(old, new, monkeypatch) -> None:
+    """One that is set while a reconnect waits out its delay serves that attempt."""
+    waiting, replaced = Gate(), Gate()
+    seen = []
+
+    def pause(seconds: float, *_: object) -> None:
+        if seconds:
+            waiting.open()
+            replaced.wait()
+
+    monkeypatch.setattr("fluxbase_aichat._connection.pause", pause)
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        seen.append(peer.headers["authorization"])
+        if peer.number == 1:
+            cut_when_idle(peer)
+        else:
+            peer.serve()
+
+    with (
+        RawServer(script) as server,
+        FluxbaseAIChat(server.url, token=old, reconnect_attempts=1) as chat,
+    ):
+        assert CID == chat.start_chat("support")
+        waiting.wait()
+        turn = chat.send_message(CID, "Hi")
+        chat.token = new
+        replaced.open()
+        assert "You said: Hi" == turn.result().text
+    assert ["Bearer old", "Bearer new"] == seen
+
+
 # -- R09 ------------------------------------------------------------------------------------
 
 BUSY = "503 Service Unavailable"
