@@ -295,8 +295,7 @@ class Session:
             # Before the waits end: what they wake must find the connection closing.
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
-            opening = self._opening
-            self._effects.then(lambda: opening.fail(error))
+            self._fail_opening(error)
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -426,8 +425,6 @@ class Session:
         if not self._telling.connected_before:
             self._telling.begin()
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
-        if self._opening.done:
-            self._opening = Outcome()
         connection = Connection(
             self.settings,
             self,
@@ -496,7 +493,8 @@ class Session:
                 self._state = "connected"
                 self._opened_at = self.clock()
                 self._recovering = True
-                opening = self._opening
+                # Who connects from now on waits for another opening: this one is decided.
+                opening, self._opening = self._opening, Outcome()
                 self._effects.then(opening.resolve)
                 self._telling.opened()
                 self._advance()

@@ -428,6 +428,46 @@ def test_x02_while_connecting(client_left) -> None:
         server.join()
 
 
+def test_x02_connect_while_it_still_tells_its_end() -> None:
+    """A connect behind a disconnect is not told the end of the opening before it."""
+    told, telling, over = Gate(), Gate(), Gate()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        over.wait()
+        peer.until_closed()
+
+    def second(peer: Peer) -> None:
+        peer.read_request()
+        told.open()
+        over.wait()
+        peer.serve()
+
+    with RawServer(stuck, second) as server:
+        chat = FluxbaseAIChat(server.url)
+        first = run(chat.connect)
+        server.wait_for(lambda: 1 == server.connections)
+        opening = chat._session._opening
+        fail = opening.fail
+
+        def late(error: FluxbaseChatError) -> bool:
+            telling.open()
+            told.wait()
+            return fail(error)
+
+        opening.fail = late  # type: ignore[method-assign]
+        leaving = run(chat.disconnect)
+        telling.wait()
+        again = run(chat.connect)
+        leaving.result()
+        with pytest.raises(NotConnectedError):
+            first.result()
+        over.open()
+        again.result()
+        assert "connected" == chat.state
+        chat.disconnect()
+
+
 def test_x02_while_the_threads_start() -> None:
     """A disconnect may come at any moment of a connect, also while its threads start."""
     before = sys.getswitchinterval()
