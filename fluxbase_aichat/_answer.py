@@ -25,10 +25,6 @@ E = TypeVar("E", bound=FluxbaseChatError)
 
 _log = logging.getLogger("fluxbase_aichat.turn")
 
-# Ctrl-C does not end the wait for a lock on Windows, nor anywhere when it comes in the moment in
-# which the wait begins. So it may come so many seconds late.
-_SLICE = 0.5
-
 # What the caller brought about is no news to it.
 _OWN_DOING = (TurnCancelledError, NotConnectedError)
 
@@ -92,10 +88,8 @@ class Text:
 def _pass(gate: threading.Lock, seconds: float | None) -> None:
     """Wait until another thread releases the gate, or the time is up."""
     deadline = Deadline(seconds)
-    left = deadline.remaining()
-    while not gate.acquire(timeout=_SLICE if left is None else min(left, _SLICE)):
-        left = deadline.remaining()
-        if left == 0.0:
+    while not gate.acquire(timeout=deadline.slice()):
+        if deadline.expired:
             return
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import attrs
 
-from ._deadline import Clock, Deadline
+from ._deadline import Clock, Deadline, join
 from ._handshake import Redactor
 from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
@@ -186,11 +186,9 @@ class Connection:
 
     def join(self, seconds: float | None) -> None:
         """Wait for the I/O thread's end; not when called on it, or before it has started."""
+        # One that another thread is about to start finds the waker stopped, and ends.
         if self._thread is not threading.current_thread():
-            try:
-                self._thread.join(seconds)
-            except RuntimeError:
-                pass  # another thread is about to start it; it finds the waker stopped, and ends
+            join(self._thread, Deadline(seconds))
 
     # -- the I/O thread ---------------------------------------------------------------------
 

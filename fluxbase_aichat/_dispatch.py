@@ -19,7 +19,7 @@ import attrs
 
 from . import events
 from ._answer import Answer
-from ._deadline import Deadline
+from ._deadline import Deadline, join
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
@@ -284,9 +284,11 @@ class Dispatcher:
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
         with self._lock:
-            return self._posted.wait_for(
-                lambda: not (self._queue or self._busy), deadline.remaining()
-            )
+            while self._queue or self._busy:
+                if deadline.expired:
+                    return False
+                self._posted.wait(deadline.slice())
+            return True
 
     def rest(self, wants: int | None = None) -> None:
         """End the thread when all that was posted is told; does not wait for it.
@@ -308,11 +310,9 @@ class Dispatcher:
             if not self._wanted:
                 self._drop()  # it was never started
             return
+        # One that another thread is just starting has nothing to tell, and ends.
         if thread is not threading.current_thread():
-            try:
-                thread.join(deadline.remaining())
-            except RuntimeError:
-                return  # another thread is just starting it; it has nothing to tell, and ends
+            join(thread, deadline)
         if thread.is_alive() and not self._wanted:
             self._drop()
             if not self._busy and thread is not threading.current_thread():
