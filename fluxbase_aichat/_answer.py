@@ -10,7 +10,7 @@ import copy
 import logging
 import threading
 from _thread import allocate_lock  # a gate: it guards nothing, and another thread releases it
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from . import events
@@ -85,12 +85,14 @@ class Text:
         return self._value
 
 
-def _pass(gate: threading.Lock, seconds: float | None) -> None:
-    """Wait until another thread releases the gate, or the time is up."""
+def _pass(gate: threading.Lock, seconds: float | None, passed: Callable[[], bool]) -> None:
+    """Wait until another thread releases the gate, or the time is up.
+
+    Ctrl-C may have kept that thread from releasing it: so look whether it has `passed`, too.
+    """
     deadline = Deadline(seconds)
-    while not gate.acquire(timeout=deadline.slice()):
-        if deadline.expired:
-            return
+    while not (gate.acquire(timeout=deadline.slice()) or passed() or deadline.expired):
+        pass
 
 
 class Flag:
@@ -122,7 +124,7 @@ class Flag:
         try:
             # Looked at behind the append: `set` has seen the gate, or is seen here.
             if not self._is_set:
-                _pass(gate, seconds)
+                _pass(gate, seconds, self.is_set)
         finally:
             try:
                 self._waiting.remove(gate)
@@ -327,7 +329,7 @@ class Answer:
                 gate = allocate_lock()
                 gate.acquire()  # the I/O thread releases it
                 self._readers.append(gate)
-            _pass(gate, deadline.remaining())
+            _pass(gate, deadline.remaining(), self.ended.is_set)
 
     def reply(self) -> Reply:
         """Return the whole answer as a value; it must be whole."""

@@ -1,8 +1,10 @@
 """What arrives for one turn, for the threads that wait for it."""
 
 import threading
+import time
 
 import pytest
+from helpers import run as call
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +69,42 @@ def test_fresh_errors_keep_their_cause():
     error = ConnectionLostError("lost", sent=True)
     error.__cause__ = OSError("reset")
     assert error.__cause__ is fresh(error).__cause__
+
+
+class Interrupted(list):
+    """Those who wait; Ctrl-C comes when the first of them is taken out."""
+
+    def pop(self, *arguments):
+        """Take one out, and nobody has it."""
+        super().pop(*arguments)
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_a_flag_is_set():
+    """Whoever waits hears of it all the same."""
+    outcome = Outcome()
+    outcome._set._waiting = Interrupted()
+    waiting = call(outcome.wait, None)
+    while not outcome._set._waiting:
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        outcome.resolve("c-1")
+    assert not outcome.resolve("c-1")
+    assert waiting.result()
+
+
+def test_ctrl_c_while_an_answer_ends():
+    """Whoever reads it hears of it all the same."""
+    answer = Answer("bot", time.monotonic)
+    reading = call(answer.read, 0, Deadline(None))
+    while not answer._readers:
+        pass
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answer, "_wake", Interrupted([1]).pop)
+        with pytest.raises(KeyboardInterrupt):
+            answer.fail(TurnCancelledError("it was"))
+    assert not answer.fail(TurnCancelledError("it was"))
+    assert ([], True) == reading.result()
 
 
 def test_an_answer_is_resolved_once():
