@@ -182,9 +182,15 @@ class Session:
             return False
         return True
 
-    def submit(self, entry: Entry) -> None:
-        """Put a call into the queue, and on the wire if that is free."""
+    def submit(self, entry: Entry, identity: tuple[str | None] | None = None) -> None:
+        """Put a call into the queue, and on the wire if that is free.
+
+        With an `identity` it fixes whom the client acts as, or raises `IdentityConflictError`: in
+        one step, because a start that fails in between would release it.
+        """
         with self._effects, self._lock:
+            if identity is not None:
+                self._conversations.claim(identity[0])
             self._enqueue(entry)
 
     def submit_turn(self, entry: Entry, if_busy: Literal["queue", "cancel", "raise"]) -> None:
@@ -201,11 +207,6 @@ class Session:
             if entry.answer is not None:
                 self._answers.add(entry.answer)
             self._enqueue(entry)
-
-    def claim_identity(self, impersonate_user_id: str | None) -> None:
-        """Fix whom the client acts as, or raise `IdentityConflictError`."""
-        with self._effects, self._lock:
-            self._conversations.claim(impersonate_user_id)
 
     def cancel(self, record: Record) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else nothing."""

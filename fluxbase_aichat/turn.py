@@ -330,6 +330,7 @@ def start(
     record: Record,
     resume: str | None,
     timeout: float | Unset | None,
+    identity: tuple[str | None] | None = None,
 ) -> str:
     """Start a conversation and wait for its id."""
     session = lease.session
@@ -343,7 +344,7 @@ def start(
         start_limit=session.settings.timeouts.start if isinstance(timeout, Unset) else seconds,
     )
     try:
-        session.submit(entry)
+        session.submit(entry, identity)
         with session.blocking():
             started = outcome.wait(seconds)
         if not started:

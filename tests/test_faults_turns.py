@@ -105,6 +105,37 @@ def test_c02_first_start_fails_second_succeeds() -> None:
     assert [("Chatbot not found or disabled", "CHATBOT_NOT_FOUND", None)] == heard.items
 
 
+def test_c02_the_second_keeps_its_identity() -> None:
+    """A start that fails as another is on its way leaves that one the user it was made for."""
+    begun, failed = Gate(), Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.recv_json()
+        begun.wait()
+        peer.send_text(error("Chatbot not found or disabled", "CHATBOT_NOT_FOUND"))
+        assert "bob" == peer.start(CID)["impersonate_user_id"]
+        peer.until_closed()
+
+    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+        wait = counting(chat)
+        first = run(chat.start_chat, "nobody", impersonate_user_id="bob")
+        wait()
+        submit = chat._session.submit
+
+        def late(*arguments: Any) -> None:
+            begun.open()
+            failed.wait()
+            submit(*arguments)
+
+        chat._session.submit = late  # type: ignore[method-assign]
+        second = run(chat.start_chat, "support", impersonate_user_id="bob")
+        with pytest.raises(ChatbotNotFoundError):
+            first.result()
+        failed.open()
+        assert CID == second.result()
+
+
 def test_c02_message_whose_start_fails() -> None:
     """A message whose conversation cannot be started fails as unsent; the next one goes."""
 
