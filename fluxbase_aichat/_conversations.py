@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from ._answer import Answer
 from ._entry import Entry, Record
 from .errors import ConversationNotResumedError, IdentityConflictError
 
@@ -85,6 +86,12 @@ class Conversations:
             self._by_id[received] = record
         record.id = received
         record.started = True
+
+    def written(self, record: Record, answer: Answer) -> None:
+        """Keep the answer that a conversation gets now, whichever of its handles asked."""
+        record.answer = answer
+        record.started = True
+        self._by_id[answer.conversation_id] = record
 
     def release(self, entry: Entry) -> None:
         """Keep the text of an entry that has ended, and not its answer."""

@@ -30,6 +30,10 @@ class Record:
     text: str = ""
     """The last answer's text, once it has ended."""
 
+    def same(self, other: Record) -> bool:
+        """Whether they are one conversation: two handles may have been made before its start."""
+        return self is other or (self.id is not None and self.id == other.id)
+
     def accumulated(self) -> str:
         """Return the text of the newest answer so far."""
         answer = self.answer

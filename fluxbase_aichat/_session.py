@@ -325,7 +325,7 @@ class Session:
 
     def _turns(self, record: Record) -> list[Entry]:
         """Return a conversation's turns: the one on the wire, then the queued ones in order."""
-        return [e for e in self._unfinished() if e.record is record and e.answer is not None]
+        return [e for e in self._unfinished() if e.record.same(record) and e.answer is not None]
 
     def _enqueue(self, entry: Entry) -> None:
         self._check_not_abandoned()
@@ -375,7 +375,7 @@ class Session:
             return
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
-            record.answer = answer
+            self._conversations.written(record, answer)
 
     def _cancel(self, entry: Entry) -> None:
         if not entry.ended:

@@ -586,6 +586,32 @@ def test_c10_if_busy_raise(by) -> None:
         assert "3" == send("three", if_busy="raise").result().text
 
 
+def test_c10_two_handles_on_one_conversation() -> None:
+    """They are one conversation, also when both were made before it was started."""
+    asked = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.answer("One")
+        peer.message()
+        peer.send_text(content(CID, "Two"))
+        asked.open()
+        peer.until_closed()
+
+    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+        first, second = [chat.conversation("support", conversation_id=CID) for _ in range(2)]
+        assert "One" == first.ask("Hi").text
+        turn = second.send("Hi")
+        asked.wait()
+        assert "Two" == next(turn.text_stream)
+        assert "Two" == chat.get_accumulated_content(CID)
+        with pytest.raises(LocalProtocolError):
+            first.send("Hi", if_busy="raise")
+        chat.cancel(CID)
+        assert turn.cancelled
+
+
 def test_c10_if_busy_cancel() -> None:
     """`"cancel"` ends the running turn of this conversation; what was queued keeps its place."""
     asked = Gate()
