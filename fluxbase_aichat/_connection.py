@@ -88,7 +88,8 @@ class Connection:
         self._connect = connect
         self._delay = delay
         self._waker = Waker()
-        self._lock = threading.Lock()  # guards the six below
+        # Guards the six below. It is never taken twice: it is asked whether it is (`at_work`).
+        self._lock = threading.RLock()
         self._protocol = ChatProtocol()
         self._outgoing: list[tuple[bytes, Request | None]] = []
         self._open = False
@@ -118,6 +119,11 @@ class Connection:
     def discard(self) -> None:
         """Free what it has; its thread was never started."""
         self._waker.close()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the calling thread is inside, under the lock."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
 
     @property
     def ready(self) -> bool:

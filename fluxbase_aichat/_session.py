@@ -18,7 +18,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import attrs
@@ -71,7 +71,8 @@ class Session:
         """Be without a connection, a thread or a call: at first, and in the child of a fork."""
         settings = self.settings
         self._effects = Effects()
-        self._lock = threading.Lock()  # guards all below
+        # Guards all below. It is never taken twice: it is asked whether it is (`_put_off`).
+        self._lock = threading.RLock()
         self._telling = Telling(callbacks, self._effects, self._resume)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
@@ -210,12 +211,16 @@ class Session:
 
     def cancel(self, record: Record) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else nothing."""
+        if self._put_off(lambda: self.cancel(record)):
+            return
         with self._effects, self._lock:
             for entry in self._turns(record)[:1]:
                 self._cancel(entry)
 
     def cancel_entry(self, entry: Entry) -> None:
         """Cancel one call."""
+        if self._put_off(lambda: self.cancel_entry(entry)):
+            return
         with self._effects, self._lock:
             self._cancel(entry)
 
@@ -283,6 +288,8 @@ class Session:
         """End every wait, the connection and the threads; idempotent."""
         if sys.is_finalizing():
             return  # the threads have stopped where they were, with the locks they held
+        if self._put_off(lambda: self.disconnect(seconds)):
+            return
         deadline = Deadline(seconds, self.clock)
         with self._effects, self._lock:
             self._state = "disconnected"
@@ -313,6 +320,17 @@ class Session:
             for connection in connections:
                 connection.abandon()
             raise
+
+    def _put_off(self, call: Callable[[], object]) -> bool:
+        """Whether the thread is at work in here: then it makes the call when it leaves.
+
+        The garbage collector may run anywhere, and with it somebody's `__del__`.
+        """
+        connection = self._current
+        inside = self._lock._is_owned() or (connection is not None and connection.at_work)  # type: ignore[attr-defined]  # noqa: SLF001
+        if inside:
+            self._effects.then(lambda: self._abandoned or call())
+        return inside
 
     # -- under the lock: the queue ----------------------------------------------------------
 

@@ -119,6 +119,8 @@ class Line:
     The rules say what the server does; what the session writes is checked at once.
     """
 
+    at_work = False
+
     def __init__(self, machine: Machine, sink: Any, delay: float, *, recovers: bool) -> None:
         self.machine = machine
         self.sink = sink
