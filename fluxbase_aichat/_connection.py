@@ -310,7 +310,9 @@ class Connection:
             payloads = [] if paused else transport.receive()
             now = self._clock()
             signs = (transport.pongs, transport.buffered)
-            if payloads or paused or signs != heard:
+            if paused:
+                watch.paused(now)
+            elif payloads or signs != heard:
                 heard = signs  # a pong, or more of a message that is not whole yet
                 watch.heard(now)
             if payloads and closing is None:

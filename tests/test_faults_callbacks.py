@@ -330,6 +330,49 @@ def test_k03_a_pause_is_no_silence() -> None:
             assert 1 == server.connections
 
 
+def test_k03_a_pause_is_no_late_start() -> None:
+    """A start that is answered while reading pauses is not said to be late."""
+    total, size = 1000, 1000
+    slow, paused = Blocking(), threading.Semaphore(0)
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.answer(*("x" * size for _ in range(total)))
+        peer.start("c-2")
+        peer.answer("Two")
+        peer.until_closed()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(
+            server.url,
+            on_content=slow,
+            timeouts=Timeouts(start=30),
+            limits=Limits(backlog_bytes=100_000),
+        )
+        clock = FakeClock().drive(chat)
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.release()
+            return value
+
+        with chat:
+            assert total * size == len(chat.ask("support", "Hi").text)
+            slow.entered.wait()
+            session.paused = noting  # type: ignore[method-assign]
+            turn = chat.conversation("support").send("Hi")
+            for _ in range(5):
+                assert paused.acquire(timeout=WAIT)
+                clock.advance(29)
+            slow.over.open()
+            assert "Two" == turn.result().text
+            assert 1 == server.connections
+
+
 def test_k03_a_cancelled_turn_drains_meanwhile() -> None:
     """What comes for a cancelled turn waits for no callback: its connection is read to its end."""
     limit, total, size = 100_000, 30_000, 1000
