@@ -597,6 +597,8 @@ class Session:
             return  # a cancelled turn's connection: nothing of it surfaces
         entry: Entry | None = None
         turn: list[Item] = []
+        # The bytes count for the turn among them; what is nobody's waits for callbacks as well.
+        strays = size if all(delivery.request is None for delivery in deliveries) else 0
         for delivery in deliveries:
             request, item = delivery.request, delivery.item
             if request is None:
@@ -605,7 +607,8 @@ class Session:
                     turn, size = [], 0
                 if not isinstance(item, Malformed):
                     with self._effects, self._lock:
-                        self._telling.stray(item)
+                        self._telling.stray(item, strays)
+                    strays = 0
             elif request.silenced:
                 with self._effects, self._lock:
                     self._advance()

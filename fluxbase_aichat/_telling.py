@@ -149,10 +149,10 @@ class Telling:
         elif ending is not None and answer is not None:
             self._effects.then(answer.callbacks_run.set)
 
-    def stray(self, item: Item) -> None:
+    def stray(self, item: Item, size: int) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
         if self.callbacks.any:
-            self.dispatcher.post(Post(self._context, [item], stray=True))
+            self.dispatcher.post(Post(self._context, [item], stray=True, size=size))
 
     def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
         """End an entry with an error that the server sent as `items`, or that its caller made."""

@@ -297,6 +297,49 @@ def test_k03_reading_pauses(resumed_by) -> None:
     assert [] == heard.items
 
 
+def test_k03_reading_pauses_for_what_is_nobodys() -> None:
+    """What belongs to no request waits for `on_event` as all else does: not without bounds."""
+    limit, total, size = 100_000, 3_000, 1000
+    entered, over, paused, sent = Gate(), Gate(), Gate(), Gate()
+    seen = []
+
+    def on_event(event: Event) -> None:
+        if event.type == "content":
+            seen.append(event.conversation_id)
+            entered.open()
+            over.wait(20)
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        for n in range(total):
+            peer.send_text(content(f"c-{n}", "x" * size))
+        sent.open()
+        peer.serve()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(server.url, on_event=on_event, limits=Limits(backlog_bytes=limit))
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.open()
+            return value
+
+        session.paused = noting  # type: ignore[method-assign]
+        with chat:
+            entered.wait()
+            paused.wait()
+            assert limit < session._telling.backlog < limit + 1_000_000
+            over.open()
+            sent.wait(20)
+            assert "You said: Hi" == chat.ask("support", "Hi").text
+            assert chat.wait_idle(20)
+            assert [f"c-{n}" for n in range(total)] == seen[:total]
+            assert 0 == session._telling.backlog
+
+
 def test_k03_a_pause_is_no_silence() -> None:
     """While reading pauses the turn's idle limit does not run; behind it, it does."""
     limit, total, size = 100_000, 30_000, 1000
