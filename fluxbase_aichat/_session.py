@@ -24,7 +24,7 @@ from typing import Any, Literal
 import attrs
 
 from . import events
-from ._answer import Answer, Outcome
+from ._answer import Answer, Outcome, fresh
 from ._connection import Connection
 from ._conversations import Conversations
 from ._deadline import Clock, Deadline
@@ -282,7 +282,7 @@ class Session:
             entry.after_fork(error)
         # Some have just left the queue, and who waits for them would have heard in a moment.
         for answer in list(self._answers):
-            answer.after_fork(error)
+            answer.after_fork(fresh(error))
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
