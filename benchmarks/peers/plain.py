@@ -1,0 +1,133 @@
+"""Plain Python: a loop on websocket-client or websockets, `json` and a callback; and the floor.
+
+`python -m benchmarks.peers.plain PEER PORT SIZE HOW`. The floor is no client: it cuts frames out of
+what it reads, checking nothing, and parses each.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..client import Counted
+
+_WARM_UP = 20_000
+
+
+def _talk(
+    send: Callable[[str], Any], messages: Callable[[], Any], size: int, how: str
+) -> dict[str, float]:
+    """Start a conversation, ask, and call back for each delta; first a small one."""
+    counted, seconds = Counted(), 0.0
+    for chatbot in (f"deltas:{_WARM_UP}:many", f"deltas:{size}:{how}"):
+        send(json.dumps({"type": "start_chat", "chatbot": chatbot}))
+        counted = on_content = Counted()
+        for data in messages():
+            message = json.loads(data)
+            kind = message["type"]
+            if kind == "content":
+                on_content(message["delta"], message["conversation_id"])
+            elif kind == "chat_started":
+                start = time.perf_counter()
+                cid = message["conversation_id"]
+                send(json.dumps({"type": "message", "conversation_id": cid, "content": "go"}))
+            elif kind == "done":
+                seconds = time.perf_counter() - start
+                break
+    assert counted.count == size
+    return {"units": size, "seconds": seconds}
+
+
+def websocket_client(port: int, size: int, how: str) -> dict[str, float]:
+    """websocket-client's own loop."""
+    import websocket  # noqa: PLC0415
+
+    ws = websocket.create_connection(f"ws://127.0.0.1:{port}/ai/ws")
+
+    def messages() -> Any:
+        while True:
+            yield ws.recv()
+
+    try:
+        return _talk(ws.send, messages, size, how)
+    finally:
+        ws.shutdown()
+
+
+def websockets(port: int, size: int, how: str) -> dict[str, float]:
+    """The threaded client of websockets."""
+    from websockets.sync.client import connect  # noqa: PLC0415
+
+    with connect(f"ws://127.0.0.1:{port}/ai/ws", compression=None) as ws:
+        return _talk(ws.send, lambda: iter(ws), size, how)
+
+
+class Floor:
+    """A blocking socket and the frames cut out of what it reads."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.create_connection(("127.0.0.1", port))
+        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        key = base64.b64encode(bytes(16)).decode()
+        self._sock.sendall(
+            f"GET /ai/ws HTTP/1.1\r\nHost: localhost\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+        )
+        self._data = b""
+        while b"\r\n\r\n" not in self._data:
+            self._data += self._sock.recv(65536)
+        self._data = self._data.partition(b"\r\n\r\n")[2]
+
+    def send(self, text: str) -> None:
+        """Write a text frame; a mask of zeros changes nothing."""
+        data = text.encode()
+        size = len(data)
+        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2)  # noqa: PLR2004
+        self._sock.sendall(head + bytes(4) + data)
+
+    def messages(self) -> Any:
+        """Yield payloads, each read the frames of 256 KiB."""
+        data, position = self._data, 0
+        while True:
+            size = len(data)
+            while size - position >= 2:  # noqa: PLR2004
+                length, start = data[position + 1], position + 2
+                if length >= 126:  # noqa: PLR2004
+                    wide = 2 if length == 126 else 8  # noqa: PLR2004
+                    length, start = int.from_bytes(data[start : start + wide]), start + wide
+                if start + length > size:
+                    break
+                self._data, position = b"", start + length
+                yield data[start:position]
+            data = data[position:] + self._sock.recv(256 * 1024)
+            position = 0
+
+    def close(self) -> None:
+        """Free the socket."""
+        self._sock.close()
+
+
+def floor(port: int, size: int, how: str) -> dict[str, float]:
+    """Read the raw socket."""
+    peer = Floor(port)
+    try:
+        return _talk(peer.send, peer.messages, size, how)
+    finally:
+        peer.close()
+
+
+PEERS = {"websocket-client": websocket_client, "websockets": websockets, "floor": floor}
+
+
+def main() -> None:
+    """Run one."""
+    name, port, size, how = sys.argv[1:]
+    print(json.dumps(PEERS[name](int(port), int(size), how)))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
