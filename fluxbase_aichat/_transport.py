@@ -337,11 +337,29 @@ class Transport:
         """Cut the buffer into messages; keep what is not whole, and say how much it needs."""
         data = b"".join(self._chunks) if len(self._chunks) > 1 else self._chunks[0]
         size = len(data)
+        last = size - 3  # behind it the head of a frame may be cut
         limit = self._limit
         position = 0
         need = 2
         ours = self._ws.between_messages
         while size - position >= 2 and self.end is None:  # noqa: PLR2004 - the shortest head
+            if ours:
+                # Whole text frames are nearly all there are: this loop is the hot path.
+                while position < last and data[position] == _TEXT_FIN:
+                    length = data[position + 1]
+                    if length < _LENGTH_16:
+                        start = position + 2
+                    elif length == _LENGTH_16:
+                        start = position + 4
+                        length = data[position + 2] << 8 | data[position + 3]
+                    else:
+                        break
+                    if length > limit or start + length > size:
+                        break
+                    position = start + length
+                    payloads.append(data[start:position])
+                if size - position < 2:
+                    break
             simple = ours and data[position] == _TEXT_FIN
             length = data[position + 1]
             start = position + 2
