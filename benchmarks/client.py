@@ -18,24 +18,31 @@ if "--no-orjson" in sys.argv:
 
 from fluxbase_aichat import FluxbaseAIChat, Turn
 
+from fluxbase_aichat.events import Event
+
 from .server import words
 
 Result = dict[str, float]
 
-_WARM_UP = 20_000
+WARM_UP_SIZE = 20_000
+WARM_UP = f"deltas:{WARM_UP_SIZE}:many"
 
 
-class Counted:
-    """What every measured client does with a delta: count it, and its characters."""
+def counting() -> tuple[Callable[[str, str], None], Callable[[], tuple[int, int]]]:
+    """Return what every measured client calls for a delta, and what tells the totals."""
+    count = characters = 0
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.characters = 0
+    def on_content(delta: str, _conversation_id: str) -> None:
+        nonlocal count, characters
+        count += 1
+        characters += len(delta)
 
-    def __call__(self, delta: str, _conversation_id: str) -> None:
-        """Take one."""
-        self.count += 1
-        self.characters += len(delta)
+    return on_content, lambda: (count, characters)
+
+
+def totals(size: int) -> tuple[int, int]:
+    """Return what an answer of so many deltas must come to."""
+    return size, sum(map(len, words(size)))
 
 
 def _turn(
@@ -43,41 +50,33 @@ def _turn(
 ) -> tuple[float, Any]:
     """Warm up, then time one turn; return the seconds and what `read` returned."""
     with FluxbaseAIChat(f"ws://127.0.0.1:{port}/ai/ws", **callbacks) as chat:
-        warm = chat.start_chat(f"deltas:{_WARM_UP}:many")
-        read(chat.send_message(warm, "warm up"))
+        read(chat.send_message(chat.start_chat(WARM_UP), "warm up"))
         conversation_id = chat.start_chat(chatbot)
-        for callback in callbacks.values():
-            callback.__init__()
         start = time.perf_counter()
         value = read(chat.send_message(conversation_id, "go"))
         return time.perf_counter() - start, value
 
 
-def _check(counted: Any, size: int) -> None:
-    assert counted.count == size, (counted.count, size)
-    assert counted.characters == sum(map(len, words(size)))
-
-
 def callbacks(port: int, size: int, how: str = "many") -> Result:
     """Deltas through `on_content`."""
-    counted = Counted()
-    seconds, _ = _turn(port, f"deltas:{size}:{how}", Turn.wait, on_content=counted)
-    _check(counted, size)
+    on_content, told = counting()
+    seconds, _ = _turn(port, f"deltas:{size}:{how}", Turn.wait, on_content=on_content)
+    assert told() == tuple(map(sum, zip(totals(size), totals(WARM_UP_SIZE), strict=True)))
     return {"units": size, "seconds": seconds}
 
 
-def _read_stream(turn: Turn) -> Counted:
-    counted = Counted()
+def _read_stream(turn: Turn) -> tuple[int, int]:
+    count = characters = 0
     for delta in turn.text_stream:
-        counted.count += 1
-        counted.characters += len(delta)
-    return counted
+        count += 1
+        characters += len(delta)
+    return count, characters
 
 
 def text_stream(port: int, size: int, how: str = "many") -> Result:
     """Deltas through `turn.text_stream`."""
-    seconds, counted = _turn(port, f"deltas:{size}:{how}", _read_stream)
-    assert counted.characters == sum(map(len, words(size)))
+    seconds, told = _turn(port, f"deltas:{size}:{how}", _read_stream)
+    assert told == totals(size)
     return {"units": size, "seconds": seconds}
 
 
@@ -88,10 +87,32 @@ def result(port: int, size: int, how: str = "many") -> Result:
     return {"units": size, "seconds": seconds}
 
 
+def on_event(port: int, size: int, how: str = "many") -> Result:
+    """Events through `on_event`."""
+    count = 0
+
+    def callback(_event: Event) -> None:
+        nonlocal count
+        count += 1
+
+    seconds, _ = _turn(port, f"deltas:{size}:{how}", Turn.wait, on_event=callback)
+    assert count >= size + WARM_UP_SIZE
+    return {"units": size, "seconds": seconds}
+
+
+def iteration(port: int, size: int, how: str = "many") -> Result:
+    """Events through `for event in turn`."""
+    seconds, count = _turn(port, f"deltas:{size}:{how}", lambda turn: sum(1 for _ in turn))
+    assert count == size + 1  # and the end
+    return {"units": size, "seconds": seconds}
+
+
 MEASURES: dict[str, Callable[..., Result]] = {
     "callbacks": callbacks,
     "text_stream": text_stream,
     "result": result,
+    "on_event": on_event,
+    "iteration": iteration,
 }
 
 

@@ -387,7 +387,10 @@ class Dispatcher:
                 self._call(on_event, event, event)
         elif on_content is not None:
             for delta in run.deltas:
-                if self._silent(answer, drops):
+                # The first two spare a call for each delta of a turn that goes well.
+                if (
+                    self._drops != drops or (answer is not None and answer.error is not None)
+                ) and self._silent(answer, drops):
                     return
                 try:
                     on_content(delta, conversation_id)

@@ -339,7 +339,8 @@ class Transport:
         size = len(data)
         last = size - 3  # behind it the head of a frame may be cut
         limit = self._limit
-        position = 0
+        short = min(_LENGTH_16 - 1, limit)
+        position = begin = 0
         need = 2
         ours = self._ws.between_messages
         while size - position >= 2 and self.end is None:  # noqa: PLR2004 - the shortest head
@@ -347,18 +348,22 @@ class Transport:
                 # Whole text frames are nearly all there are: this loop is the hot path.
                 while position < last and data[position] == _TEXT_FIN:
                     length = data[position + 1]
-                    if length < _LENGTH_16:
+                    if length <= short:
                         start = position + 2
                     elif length == _LENGTH_16:
                         start = position + 4
                         length = data[position + 2] << 8 | data[position + 3]
+                        if length > limit:
+                            break
                     else:
                         break
-                    if length > limit or start + length > size:
-                        break
+                    begin = position
                     position = start + length
                     payloads.append(data[start:position])
-                if size - position < 2:
+                if position > size:  # the last one is not whole
+                    payloads.pop()
+                    position = begin
+                if size - position < 2:  # noqa: PLR2004
                     break
             simple = ours and data[position] == _TEXT_FIN
             length = data[position + 1]

@@ -166,10 +166,11 @@ class Turn:
     @property
     def text_stream(self) -> Iterator[str]:
         """The text's pieces as they come; it ends and raises as iterating the turn does."""
+        answer = self._answer
         for item in self._items():
             if isinstance(item, ContentRun):
                 for delta in item.deltas:
-                    if self._answer.cancelled:
+                    if answer.error is not None and answer.cancelled:
                         return
                     yield delta
 

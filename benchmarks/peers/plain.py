@@ -14,19 +14,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..client import Counted
-
-_WARM_UP = 20_000
+from ..client import WARM_UP, counting, totals
 
 
 def _talk(
     send: Callable[[str], Any], messages: Callable[[], Any], size: int, how: str
 ) -> dict[str, float]:
     """Start a conversation, ask, and call back for each delta; first a small one."""
-    counted, seconds = Counted(), 0.0
-    for chatbot in (f"deltas:{_WARM_UP}:many", f"deltas:{size}:{how}"):
+    seconds: float = 0.0
+    on_content, told = counting()
+    for chatbot in (WARM_UP, f"deltas:{size}:{how}"):
         send(json.dumps({"type": "start_chat", "chatbot": chatbot}))
-        counted = on_content = Counted()
+        on_content, told = counting()
         for data in messages():
             message = json.loads(data)
             kind = message["type"]
@@ -39,7 +38,7 @@ def _talk(
             elif kind == "done":
                 seconds = time.perf_counter() - start
                 break
-    assert counted.count == size
+    assert told() == totals(size)
     return {"units": size, "seconds": seconds}
 
 
