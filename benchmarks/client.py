@@ -18,7 +18,7 @@ if "--no-orjson" in sys.argv:
 
 from fluxbase_aichat import FluxbaseAIChat, Turn
 
-from fluxbase_aichat.events import Event
+from fluxbase_aichat.events import Content, Event
 
 from .server import words
 
@@ -58,11 +58,14 @@ def _turn(
 
 
 def callbacks(port: int, size: int, how: str = "many") -> Result:
-    """Deltas through `on_content`."""
+    """Deltas through `on_content`; those that were joined because it is behind count as one."""
     on_content, told = counting()
-    seconds, _ = _turn(port, f"deltas:{size}:{how}", Turn.wait, on_content=on_content)
-    assert told() == tuple(map(sum, zip(totals(size), totals(WARM_UP_SIZE), strict=True)))
-    return {"units": size, "seconds": seconds}
+    seconds, (before, _) = _turn(
+        port, f"deltas:{size}:{how}", lambda turn: (told(), turn.wait())[0], on_content=on_content
+    )
+    count, characters = told()
+    assert characters == totals(size)[1] + totals(WARM_UP_SIZE)[1]
+    return {"units": count - before, "seconds": seconds}
 
 
 def _read_stream(turn: Turn) -> tuple[int, int]:
@@ -88,16 +91,24 @@ def result(port: int, size: int, how: str = "many") -> Result:
 
 
 def on_event(port: int, size: int, how: str = "many") -> Result:
-    """Events through `on_event`."""
-    count = 0
+    """Events through `on_event`; deltas that were joined because it is behind count as one."""
+    count = characters = 0
 
-    def callback(_event: Event) -> None:
+    def callback(event: Event) -> None:
+        nonlocal count, characters
+        if isinstance(event, Content):
+            count += 1
+            characters += len(event.delta)
+
+    def read(turn: Turn) -> int:
         nonlocal count
-        count += 1
+        count = 0
+        turn.wait()
+        return count
 
-    seconds, _ = _turn(port, f"deltas:{size}:{how}", Turn.wait, on_event=callback)
-    assert count >= size + WARM_UP_SIZE
-    return {"units": size, "seconds": seconds}
+    seconds, told = _turn(port, f"deltas:{size}:{how}", read, on_event=callback)
+    assert characters == totals(size)[1] + totals(WARM_UP_SIZE)[1]
+    return {"units": told, "seconds": seconds}
 
 
 def iteration(port: int, size: int, how: str = "many") -> Result:
