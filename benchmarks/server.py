@@ -26,9 +26,10 @@ _PIECE = 65_521
 
 # What models write: words of any length, quotes, code, other scripts.
 _WORDS = (
-    " the", " of", " orders", " revenue", " customers", " 42", ",", ".", "\n", "\n\n", " \"quoted\"",
-    " <b>", " &", " Grüße", " 日本語", " 🎉", " SELECT", "\t", " a", " internationalisation", " \\d+",
-)  # fmt: skip
+    *(" the", " of", " a", " orders", " revenue", " customers", " internationalisation", " 42"),
+    *(",", ".", "\n", "\n\n", "\t", ' "quoted"', " <b>", " &", " SELECT", " \\d+"),
+    *(" Grüße", " 日本語", " 🎉"),
+)
 WORDS_SEED = 5
 
 
@@ -91,9 +92,9 @@ def _deltas(size: int, conversation_id: str) -> list[bytes]:
 
 def _text(size: int, conversation_id: str) -> list[bytes]:
     """An answer of `size` bytes, in deltas of 100."""
-    return _contents([" a sentence of fifty characters, of several words." * 2], conversation_id) * (
-        size // 100
-    )
+    return _contents(
+        [" a sentence of fifty characters, of several words." * 2], conversation_id
+    ) * (size // 100)
 
 
 def _rows(size: int, conversation_id: str) -> list[bytes]:
@@ -110,7 +111,7 @@ _KINDS: dict[str, Callable[[int, str], list[bytes]]] = {
 @functools.lru_cache(maxsize=3)
 def _prepare(chatbot: str, conversation_id: str) -> list[memoryview]:
     """Return what to write, a piece for each call of the system."""
-    kind, size, how = chatbot.split("#")[0].split(":")
+    kind, size, how = chatbot.partition("#")[0].split(":")
     frames = _KINDS[kind](int(size), conversation_id)
     usage = {"prompt_tokens": 1, "completion_tokens": len(frames), "total_tokens": len(frames) + 1}
     frames.append(

@@ -438,7 +438,7 @@ class Decoder:
             except (ValueError, RecursionError):
                 return  # something stands behind the delta
             if plain and proved:
-                self._head = head
+                self._rest, self._head = rest, head
 
     def _deltas(self, payloads: Sequence[bytes]) -> list[str] | None:
         """Parse the deltas of payloads that differ in nothing else; `None` where they may.
