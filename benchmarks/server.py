@@ -108,7 +108,7 @@ _KINDS: dict[str, Callable[[int, str], list[bytes]]] = {
 }
 
 
-@functools.lru_cache(maxsize=3)
+@functools.lru_cache(maxsize=8)
 def _prepare(chatbot: str, conversation_id: str) -> list[memoryview]:
     """Return what to write, a piece for each call of the system."""
     kind, size, how = chatbot.partition("#")[0].split(":")

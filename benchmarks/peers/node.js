@@ -4,7 +4,7 @@
 const WebSocket = require("ws");
 
 const [port, size, how] = process.argv.slice(2);
-const WARM_UP = 20000;
+const WARM_UP = Math.min(Number(size), 20000);
 
 const callbacks = {
   count: 0,

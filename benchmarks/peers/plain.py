@@ -9,12 +9,13 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ..client import WARM_UP, counting, totals
+from benchmarks.client import check, counting, totals, warm_up
 
 
 def _talk(
@@ -23,7 +24,7 @@ def _talk(
     """Start a conversation, ask, and call back for each delta; first a small one."""
     seconds: float = 0.0
     on_content, told = counting()
-    for chatbot in (WARM_UP, f"deltas:{size}:{how}"):
+    for chatbot in (f"deltas:{warm_up(size)}:many", f"deltas:{size}:{how}"):
         send(json.dumps({"type": "start_chat", "chatbot": chatbot}))
         on_content, told = counting()
         for data in messages():
@@ -38,7 +39,7 @@ def _talk(
             elif kind == "done":
                 seconds = time.perf_counter() - start
                 break
-    assert told() == totals(size)
+    check(told() == totals(size), told())
     return {"units": size, "seconds": seconds}
 
 
@@ -89,21 +90,29 @@ class Floor:
         self._sock.sendall(head + bytes(4) + data)
 
     def messages(self) -> Any:
-        """Yield payloads, each read the frames of 256 KiB."""
-        data, position = self._data, 0
+        """Yield the payload of each frame."""
+        data, position, need = self._data, 0, 2
         while True:
             size = len(data)
-            while size - position >= 2:  # noqa: PLR2004
+            while size - position >= need:
                 length, start = data[position + 1], position + 2
                 if length >= 126:  # noqa: PLR2004
+                    if size - position < 10:  # noqa: PLR2004 - the longest head
+                        need = 10
+                        break
                     wide = 2 if length == 126 else 8  # noqa: PLR2004
                     length, start = int.from_bytes(data[start : start + wide]), start + wide
                 if start + length > size:
+                    need = start + length - position
                     break
-                self._data, position = b"", start + length
+                position, need = start + length, 2
                 yield data[start:position]
-            data = data[position:] + self._sock.recv(256 * 1024)
-            position = 0
+            parts = [data[position:]]
+            have, position = len(parts[0]), 0
+            while len(parts) == 1 or have < need:
+                parts.append(self._sock.recv(256 * 1024))
+                have += len(parts[-1])
+            data = b"".join(parts)
 
     def close(self) -> None:
         """Free the socket."""
@@ -119,7 +128,61 @@ def floor(port: int, size: int, how: str) -> dict[str, float]:
         peer.close()
 
 
-PEERS = {"websocket-client": websocket_client, "websockets": websockets, "floor": floor}
+def rows(port: int, size: int, how: str) -> dict[str, float]:
+    """Read a query result from the raw socket, and parse it."""
+    peer = Floor(port)
+    parse = json.JSONDecoder().decode
+    if how == "orjson":
+        import orjson  # noqa: PLC0415 - it may not be there
+
+        parse = orjson.loads
+    try:
+        peer.send(json.dumps({"type": "start_chat", "chatbot": f"rows:{size}:many"}))
+        messages = peer.messages()
+        cid = json.loads(next(messages))["conversation_id"]
+        start = time.perf_counter()
+        peer.send(json.dumps({"type": "message", "conversation_id": cid, "content": "go"}))
+        found = 0
+        for data in messages:
+            message = parse(data if how == "orjson" else data.decode())
+            if message["type"] == "done":
+                break
+            found += len(message["data"])
+        seconds = time.perf_counter() - start
+    finally:
+        peer.close()
+    check(found == size, found)
+    return {"units": size, "seconds": seconds}
+
+
+def latency(port: int, size: int, _how: str) -> dict[str, float]:
+    """From the server's write to what comes out of a blocking read, parsed, in µs."""
+    peer = Floor(port)
+    taken = []
+    try:
+        peer.send(json.dumps({"type": "start_chat", "chatbot": f"latency:{size}:one"}))
+        for data in peer.messages():
+            message = json.loads(data)
+            if message["type"] == "chat_started":
+                cid = message["conversation_id"]
+                peer.send(json.dumps({"type": "message", "conversation_id": cid, "content": ""}))
+            elif message["type"] == "content":
+                taken.append(time.monotonic_ns() - int(message["delta"]))
+            else:
+                break
+    finally:
+        peer.close()
+    check(len(taken) == size, len(taken))
+    return {"value": statistics.median(taken) / 1000}
+
+
+PEERS = {
+    "websocket-client": websocket_client,
+    "websockets": websockets,
+    "floor": floor,
+    "rows": rows,
+    "latency": latency,
+}
 
 
 def main() -> None:
