@@ -73,7 +73,11 @@ def _measure(groups: list[rows.Group], runs: int, left_out: set[str]) -> list[re
                 for name in results:
                     print(f"\r\033[K{number}/{runs} {group.title}: {name}", end="", file=sys.stderr)
                     done = subprocess.run(  # noqa: S603 - our own words
-                        group.rows[name](port), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+                        group.rows[name](port),
+                        cwd=ROOT,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
                     )
                     results[name].append(json.loads(done.stdout))
     print("\r\033[K", end="", file=sys.stderr)
@@ -97,7 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.only.lower() in group.title.lower()
     ]
     results = list(zip(groups, _measure(groups, options.runs, left_out), strict=True))
-    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    command = " ".join(
+        ["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]
+    )
     if options.json:
         text = json.dumps(report.as_json(results, notes, command), indent=1, ensure_ascii=False)
         print(text)

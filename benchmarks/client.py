@@ -219,6 +219,7 @@ def _resident() -> int:
 
 def idle_memory(port: int, size: int, _how: str) -> Result:
     """What each of `size` connected clients takes, in KiB."""
+
     def connected() -> FluxbaseAIChat:
         chat = _chat(port, on_content=lambda delta: None)  # noqa: ARG005
         chat.connect()

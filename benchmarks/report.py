@@ -83,7 +83,9 @@ def _table(group: Group, runs: Runs) -> Iterator[str]:
         figures = _figures(group, found)
         cells = [name, *map(_number, (medians[name], min(figures), max(figures)))]
         if group.growth:
-            now = {key: statistics.median(run[key] for run in found) for key in ("units", "seconds")}
+            now = {
+                key: statistics.median(run[key] for run in found) for key in ("units", "seconds")
+            }
             more = now["units"] - before.get("units", 0)
             slope = (now["seconds"] - before.get("seconds", 0)) / more * 1e9
             cells.append(_number(slope) if before else "")
@@ -100,7 +102,13 @@ def as_markdown(results: list[tuple[Group, Runs]], notes: list[str], command: st
     for group, runs in results:
         if runs:
             lines += ["", f"## {group.title}", "", *_table(group, runs)]
-    lines += ["", "## The targets of DESIGN 6", "", "| | is | asked for | |", "| --- |" + " ---: |" * 3]
+    lines += [
+        "",
+        "## The targets of DESIGN 6",
+        "",
+        "| | is | asked for | |",
+        "| --- |" + " ---: |" * 3,
+    ]
     for group, runs in results:
         for target in group.targets:
             judged = _judged(target, _medians(group, runs))

@@ -317,7 +317,7 @@ _DIGITS: Final = bytes(
 def _beyond_64_bits(payload: bytes) -> bool:
     """Whether there may be an integer that orjson would read as a float; seldom wrongly so."""
     digits = payload.translate(_DIGITS)
-    return b"0" * 20 in digits or b"-" + b"0" * 19 in digits
+    return b"0" * 19 in digits and (b"0" * 20 in digits or b"-" + b"0" * 19 in digits)
 
 
 class Decoder:
