@@ -28,16 +28,17 @@ def _node_is_ready() -> str | None:
         return "there is no Node.js here: its rows are left out"
     if not (rows.PEERS / "node_modules" / "ws").is_dir():
         install = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock"]
-        done = subprocess.run(install, cwd=rows.PEERS, capture_output=True, check=False)  # noqa: S603
+        done = subprocess.run(install, cwd=rows.PEERS, capture_output=True, check=False)
         if done.returncode:
             return "npm could not install ws: the rows of Node.js are left out"
     return None
 
 
-def _left_out() -> tuple[set[str], list[str]]:
+def _left_out(*, node: bool) -> tuple[set[str], list[str]]:
     """Return the rows that cannot be measured here, and why."""
     rows_out, notes = set(), []
-    if (why := _node_is_ready()) is not None:
+    why = _node_is_ready() if node else "the rows of Node.js are left out, as asked for"
+    if why is not None:
         rows_out.add(rows.NODE)
         notes.append(why)
     if importlib.util.find_spec("websockets") is None:
@@ -54,7 +55,7 @@ def _server() -> Iterator[int]:
     """Run the server; give its port."""
     command = [sys.executable, "-m", "benchmarks.server"]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:  # noqa: S603
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         try:
             if process.stdout is None:
                 raise RuntimeError("the server has no output")
@@ -72,7 +73,7 @@ def _measure(groups: list[rows.Group], runs: int, left_out: set[str]) -> list[re
             for group, results in zip(groups, found, strict=True):
                 for name in results:
                     print(f"\r\033[K{number}/{runs} {group.title}: {name}", end="", file=sys.stderr)
-                    done = subprocess.run(  # noqa: S603 - our own words
+                    done = subprocess.run(
                         group.rows[name](port),
                         cwd=ROOT,
                         stdout=subprocess.PIPE,
@@ -93,12 +94,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="of one query result")
     parser.add_argument("--scale", type=float, default=1.0, help="of all other sizes")
     parser.add_argument("--only", default="", help="groups with this in their title")
+    parser.add_argument("--no-node", action="store_true", help="install and run no Node.js peer")
     options = parser.parse_args(arguments)
-    left_out, notes = _left_out()
+    left_out, notes = _left_out(node=not options.no_node)
     groups = [
         group
         for group in rows.groups(options.deltas, options.rows, options.scale)
-        if options.only.lower() in group.title.lower()
+        if options.only in group.title
     ]
     results = list(zip(groups, _measure(groups, options.runs, left_out), strict=True))
     command = " ".join(

@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     if (node := shutil.which("node")) is not None:
-        found["Node.js"] = subprocess.run(  # noqa: S603 - as `which` has found it
+        found["Node.js"] = subprocess.run(
             [node, "--version"], capture_output=True, text=True, check=True
         ).stdout.strip()
     return found
@@ -67,7 +67,7 @@ def _judged(target: Target, medians: dict[str, float]) -> tuple[float, bool] | N
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _table(group: Group, runs: Runs) -> Iterator[str]:

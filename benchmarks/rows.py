@@ -34,7 +34,7 @@ class Target:
     of: Callable[[Figures], float]
     limit: float
     at_least: bool = True
-    unit: str = "×"
+    unit: str = "times"
 
 
 @attrs.frozen
@@ -208,7 +208,7 @@ def groups(deltas: int, rows: int, scale: float) -> list[Group]:
         ),
         Group(
             f"Memory of an answer of {big / 2**20:.3g} MiB, at its peak",
-            "× its size",
+            "times its size",
             {"resident": _ours("answer_memory", big)},
             (
                 Target(
@@ -223,7 +223,7 @@ def groups(deltas: int, rows: int, scale: float) -> list[Group]:
         ),
         Group(
             f"{idle} clients streaming at once: the slowest",
-            "× the median",
+            "times the median",
             {"on_content": _ours("clients", scaled(20_000), idle)},
             (
                 Target(

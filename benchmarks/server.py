@@ -46,9 +46,9 @@ def payload(message: dict[str, Any]) -> bytes:
 
 def _frame(data: bytes) -> bytes:
     size = len(data)
-    if size < 126:  # noqa: PLR2004 - RFC 6455, 5.2
+    if size < 126:
         return bytes([0x81, size]) + data
-    if size < 65536:  # noqa: PLR2004
+    if size < 65536:
         return b"\x81\x7e" + size.to_bytes(2) + data
     return b"\x81\x7f" + size.to_bytes(8) + data
 
@@ -137,16 +137,16 @@ def _receive(stream: Any) -> Iterator[dict[str, Any]]:
     """Yield what the client says; it is trusted."""
     while True:
         head = stream.read(2)
-        if len(head) < 2:  # noqa: PLR2004
+        if len(head) < 2:
             return
         size = head[1] & 0x7F
-        if size >= 126:  # noqa: PLR2004
-            size = int.from_bytes(stream.read(2 if size == 126 else 8))  # noqa: PLR2004
+        if size >= 126:
+            size = int.from_bytes(stream.read(2 if size == 126 else 8))
         mask = stream.read(4) if head[1] & 0x80 else bytes(4)
         data = bytes(c ^ mask[i % 4] for i, c in enumerate(stream.read(size)))
-        if head[0] == 0x81:  # noqa: PLR2004
+        if head[0] == 0x81:
             yield json.loads(data)
-        elif head[0] == 0x88:  # noqa: PLR2004
+        elif head[0] == 0x88:
             return
 
 
@@ -198,7 +198,7 @@ def _serve_quietly(sock: socket.socket) -> None:
 def main() -> None:
     """Serve until the standard input ends."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    print(listener.getsockname()[1], flush=True)  # noqa: T201
+    print(listener.getsockname()[1], flush=True)
 
     def accept() -> None:
         while True:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-from collections import deque
 from _thread import allocate_lock  # a gate: it guards nothing, and another thread releases it
+from collections import deque
 from collections.abc import Sequence
 from typing import TypeVar
-
-import attrs
 
 from . import events
 from ._deadline import Clock, Deadline

@@ -45,7 +45,7 @@ def _talk(
 
 def websocket_client(port: int, size: int, how: str) -> dict[str, float]:
     """websocket-client's own loop."""
-    import websocket  # noqa: PLC0415
+    import websocket
 
     ws = websocket.create_connection(f"ws://127.0.0.1:{port}/ai/ws")
 
@@ -61,7 +61,7 @@ def websocket_client(port: int, size: int, how: str) -> dict[str, float]:
 
 def websockets(port: int, size: int, how: str) -> dict[str, float]:
     """The threaded client of websockets."""
-    from websockets.sync.client import connect  # noqa: PLC0415
+    from websockets.sync.client import connect
 
     with connect(f"ws://127.0.0.1:{port}/ai/ws", compression=None) as ws:
         return _talk(ws.send, lambda: iter(ws), size, how)
@@ -86,7 +86,7 @@ class Floor:
         """Write a text frame; a mask of zeros changes nothing."""
         data = text.encode()
         size = len(data)
-        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2)  # noqa: PLR2004
+        head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2)
         self._sock.sendall(head + bytes(4) + data)
 
     def messages(self) -> Any:
@@ -96,11 +96,11 @@ class Floor:
             size = len(data)
             while size - position >= need:
                 length, start = data[position + 1], position + 2
-                if length >= 126:  # noqa: PLR2004
-                    if size - position < 10:  # noqa: PLR2004 - the longest head
+                if length >= 126:
+                    if size - position < 10:
                         need = 10
                         break
-                    wide = 2 if length == 126 else 8  # noqa: PLR2004
+                    wide = 2 if length == 126 else 8
                     length, start = int.from_bytes(data[start : start + wide]), start + wide
                 if start + length > size:
                     need = start + length - position
@@ -133,7 +133,7 @@ def rows(port: int, size: int, how: str) -> dict[str, float]:
     peer = Floor(port)
     parse = json.JSONDecoder().decode
     if how == "orjson":
-        import orjson  # noqa: PLC0415 - it may not be there
+        import orjson
 
         parse = orjson.loads
     try:
@@ -188,7 +188,7 @@ PEERS = {
 def main() -> None:
     """Run one."""
     name, port, size, how = sys.argv[1:]
-    print(json.dumps(PEERS[name](int(port), int(size), how)))  # noqa: T201
+    print(json.dumps(PEERS[name](int(port), int(size), how)))
 
 
 if __name__ == "__main__":
