@@ -337,7 +337,8 @@ class Decoder:
         # A decoder of one's own and a str are almost twice as fast as json.loads(bytes).
         self._parse = json.JSONDecoder(**options).decode
         self._parse_long = json.JSONDecoder(**options, parse_int=_long_integer).decode
-        # orjson cannot keep the digits of a fraction.
+        # orjson cannot keep the digits of a fraction. It follows 1,024 levels of nesting, json as
+        # many as Python's version lets it, about 1,000: no message of a server has ten.
         self._parse_fast = None if exact_numbers or orjson is None else orjson.loads
         # The last content message without its delta, and, once it has come twice, the bytes in
         # front of the delta's value if they alone say the same.
@@ -346,11 +347,29 @@ class Decoder:
 
     def decode(self, payloads: Sequence[bytes]) -> list[Item]:
         """Return what the payloads say, in order; a `Malformed` is always the last item."""
-        deltas = self._deltas(payloads)  # nearly always all that came are deltas
-        if deltas is not None:
-            return [self._run(deltas)]
         items: list[Item] = []
         run: ContentRun | None = None  # what further deltas may be added to
+        for item in self._items(payloads):
+            if not isinstance(item, ContentRun):
+                run = None
+            elif run is not None and run.rest == item.rest:
+                run.deltas.extend(item.deltas)
+                continue
+            else:
+                # 1 equals True and 1.0 here, and not on the wire: only text is compared.
+                plain = all(type(value) is str for value in item.rest.values())
+                run = item if plain else None
+            items.append(item)
+            if isinstance(item, Malformed):
+                break
+        return items
+
+    def _items(self, payloads: Sequence[bytes]) -> Iterator[Item]:
+        """Yield what they say, deltas together where they can be parsed so."""
+        deltas = self._deltas(payloads)  # nearly always all of them are deltas
+        if deltas is not None:
+            yield self._run(deltas)
+            return
         position, count = 0, len(payloads)
         while position < count:
             end = position
@@ -358,28 +377,11 @@ class Decoder:
                 end += 1
             deltas = self._deltas(payloads[position:end])
             if deltas is not None:
-                if run is not None and run.rest == self._rest:
-                    run.deltas.extend(deltas)
-                else:
-                    items.append(run := self._run(deltas))
-                position = end
-                continue
-            for payload in payloads[position : max(end, position + 1)]:
-                item = self._item(payload)
-                if isinstance(item, ContentRun):
-                    if run is not None and run.rest == item.rest:
-                        run.deltas.extend(item.deltas)
-                        continue
-                    # 1 equals True and 1.0 here, and not on the wire: only text is compared.
-                    plain = all(type(value) is str for value in item.rest.values())
-                    run = item if plain else None
-                else:
-                    run = None
-                items.append(item)
-                if isinstance(item, Malformed):
-                    return items
-            position = max(end, position + 1)
-        return items
+                yield self._run(deltas)
+            else:
+                end = max(end, position + 1)
+                yield from map(self._item, payloads[position:end])
+            position = end
 
     # -- message by message -----------------------------------------------------------------
 
