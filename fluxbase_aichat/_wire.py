@@ -16,11 +16,6 @@ from . import events
 from .errors import ConfigurationError, LocalProtocolError
 from .results import IntentRule, QueryResult, Quota, QuotaCounter, ToolOutput, Usage
 
-try:
-    import orjson
-except ImportError:  # the extra `speed`
-    orjson = None  # type: ignore[assignment]
-
 __all__ = [
     "ContentRun",
     "Decoder",
@@ -320,6 +315,14 @@ def _beyond_64_bits(payload: bytes) -> bool:
     return b"0" * 19 in digits and (b"0" * 20 in digits or b"-" + b"0" * 19 in digits)
 
 
+def _orjson() -> Callable[[bytes], Any] | None:
+    try:
+        import orjson  # noqa: PLC0415 - the extra `speed`
+    except ImportError:
+        return None
+    return orjson.loads
+
+
 class Decoder:
     """Turns the payloads of one connection into items. Not thread-safe.
 
@@ -337,9 +340,9 @@ class Decoder:
         # A decoder of one's own and a str are almost twice as fast as json.loads(bytes).
         self._parse = json.JSONDecoder(**options).decode
         self._parse_long = json.JSONDecoder(**options, parse_int=_long_integer).decode
-        # orjson cannot keep the digits of a fraction. It follows 1,024 levels of nesting, json as
-        # many as Python's version lets it, about 1,000: no message of a server has ten.
-        self._parse_fast = None if exact_numbers or orjson is None else orjson.loads
+        # It follows 1,024 levels of nesting, json as many as Python's version lets it, about
+        # 1,000: no message of a server has ten. It cannot keep the digits of a fraction.
+        self._parse_fast = None if exact_numbers else _orjson()
         # The last content message without its delta, and, once it has come twice, the bytes in
         # front of the delta's value if they alone say the same.
         self._rest: dict[str, Any] = {}

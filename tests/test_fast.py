@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
 
-from fluxbase_aichat import _transport, _wire, events
+from fluxbase_aichat import _transport, events
 from fluxbase_aichat._deadline import Deadline
 from fluxbase_aichat._handshake import Redactor
 from fluxbase_aichat._net import Waker
@@ -48,8 +49,10 @@ def fast_decoder(*, exact_numbers: bool, speed: bool) -> Decoder:
     """Return a decoder as it is with the extra `speed`, or without."""
     with pytest.MonkeyPatch.context() as patch:
         if not speed:
-            patch.setattr(_wire, "orjson", None)
-        return Decoder(exact_numbers=exact_numbers)
+            patch.setitem(sys.modules, "orjson", None)  # so that importing it fails
+        decoder = Decoder(exact_numbers=exact_numbers)
+    assert (decoder._parse_fast is not None) is (speed and not exact_numbers)
+    return decoder
 
 
 def exactly(value: Any) -> Any:
