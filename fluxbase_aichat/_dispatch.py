@@ -387,11 +387,18 @@ class Dispatcher:
             for event in run.events():
                 if self._silent(answer, drops):
                     return
-                self._call(on_content, event, event.delta, conversation_id)
-                self._call(on_event, event, event)
+                if on_content is not None:
+                    self._call(on_content, event, event.delta, conversation_id)
+                try:
+                    on_event(event)
+                except BaseException as error:  # noqa: BLE001 - the user's, whatever it is
+                    self._failed(error, event)
         elif on_content is not None:
             for delta in run.deltas:
-                if self._silent(answer, drops):
+                # The first two spare a call for each delta of a turn that goes well.
+                if (
+                    self._drops != drops or (answer is not None and answer.error is not None)
+                ) and self._silent(answer, drops):
                     return
                 try:
                     on_content(delta, conversation_id)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from . import events
-from ._answer import Answer, Outcome, fresh
+from ._answer import Answer, Outcome, Position, fresh
 from ._deadline import Deadline
 from ._entry import Entry, Record
 from ._lifetime import Lease
@@ -166,22 +166,22 @@ class Turn:
     @property
     def text_stream(self) -> Iterator[str]:
         """The text's pieces as they come; it ends and raises as iterating the turn does."""
+        answer = self._answer
         for item in self._items():
             if isinstance(item, ContentRun):
                 for delta in item.deltas:
-                    if self._answer.cancelled:
+                    if answer.error is not None and answer.cancelled:
                         return
                     yield delta
 
     def _items(self) -> Iterator[events.Event | ContentRun]:
         answer = self._answer
         forever = Deadline(None)
-        position = 0
+        position = Position()
         last = False
         while not last:
             with self._waiting():
                 items, last = answer.read(position, forever)
-            position += len(items)
             for item in items:
                 if answer.cancelled:
                     return

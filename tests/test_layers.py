@@ -60,6 +60,7 @@ OWNERS = {
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
     "json": {"_wire", "_handshake"},
+    "orjson": {"_wire"},
 }
 
 
