@@ -6,12 +6,15 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from pathlib import Path
 
 from fluxbase_aichat import FluxbaseAIChat
 from fluxbase_aichat.errors import FluxbaseChatError
 
 url, state = sys.argv[1:]
+# From 3.12 on Python warns of what is tried out here: a fork with threads.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
 
 
 def sockets():
