@@ -13,17 +13,30 @@ import functools
 import os
 import sys
 import weakref
+from typing import Protocol
 
 from ._deadline import Deadline
 from ._session import Session
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "tell_of_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_forking: weakref.WeakSet[Forking] = weakref.WeakSet()
+
+
+class Forking(Protocol):
+    """What has locks or threads that are not in a child process."""
+
+    def after_fork(self) -> None:
+        """Begin anew in the child; nothing else runs there yet."""
+
+
+def tell_of_forks(thing: Forking) -> None:
+    """Have `after_fork` called in every child process, as long as somebody holds the thing."""
+    _forking.add(thing)
 
 
 class Lease:
@@ -36,7 +49,7 @@ class Lease:
         # Held here only, and not by the session: they may hold the client.
         self._callbacks = callbacks
         _leases.add(self)
-        _sessions.add(session)
+        tell_of_forks(session)
         weakref.finalize(self, session.abandon).atexit = False
         _watch_the_exit()
 
@@ -71,8 +84,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for session in list(_sessions):
-        session.after_fork()
+    for thing in list(_forking):
+        thing.after_fork()
 
 
 # The one thing that happens on import (promise 10). The parent notices nothing of it.

@@ -258,7 +258,7 @@ class FluxbaseAIChat:
             ConnectError: there is no connection.
 
         """
-        record = _record(chatbot, namespace)
+        record = self._new_record(chatbot, namespace)
         if conversation_id is not None:
             check_name("conversation_id", conversation_id, what="a conversation's id")
         if impersonate_user_id is not None:
@@ -385,7 +385,7 @@ class FluxbaseAIChat:
 
     def _find(self, chatbot: str, namespace: str | None, conversation_id: str | None) -> Record:
         """Return the known conversation, or a record of one that is yet to be started."""
-        record = _record(chatbot, namespace)
+        record = self._new_record(chatbot, namespace)
         if conversation_id is not None:
             record.id = check_name("conversation_id", conversation_id, what="a conversation's id")
             known = self._session.record(record.id)
@@ -397,6 +397,16 @@ class FluxbaseAIChat:
                 return known
         return record
 
+    def _new_record(self, chatbot: str, namespace: str | None) -> Record:
+        check_name("chatbot", chatbot, what="a chatbot's name")
+        if namespace is not None:
+            check_name("namespace", namespace, what="a chatbot's namespace")
+        return Record(chatbot=chatbot, namespace=namespace or self._namespace(chatbot))
+
+    def _namespace(self, chatbot: str) -> str:  # noqa: ARG002 - see FluxbaseAI.create_chat
+        """Return the namespace of a chatbot that was named without one."""
+        return "default"
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a FluxbaseAIChat has a connection and threads, and cannot be pickled; "
@@ -405,10 +415,3 @@ class FluxbaseAIChat:
 
     def __repr__(self) -> str:
         return f"<FluxbaseAIChat {self._session.settings.endpoint} {self.state}>"
-
-
-def _record(chatbot: str, namespace: str | None) -> Record:
-    check_name("chatbot", chatbot, what="a chatbot's name")
-    if namespace is not None:
-        check_name("namespace", namespace, what="a chatbot's namespace")
-    return Record(chatbot=chatbot, namespace=namespace or "default")

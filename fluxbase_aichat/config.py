@@ -29,6 +29,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "Unset",
+    "check_exposure",
     "check_name",
     "check_seconds",
     "check_secret",
@@ -183,11 +184,14 @@ _SCHEMES = {"ws": False, "http": False, "wss": True, "https": True}
 _TARGET = re.compile(r"[!-~]*")
 
 
-def parse_endpoint(ws_url: object) -> Endpoint:
-    """Read a `ws_url`; raise `ConfigurationError` that says what is wrong with it."""
-    if isinstance(ws_url, Endpoint):
-        return ws_url
-    url = check_name("ws_url", ws_url, what="the server's URL, such as wss://example.com")
+def parse_endpoint(value: object, name: str = "ws_url") -> Endpoint:
+    """Read the URL of a server; raise `ConfigurationError` that says what is wrong with it.
+
+    `name` is what its parameter is called.
+    """
+    if isinstance(value, Endpoint):
+        return value
+    url = check_name(name, value, what="the server's URL, such as wss://example.com")
     example = "use something like wss://example.com/ai/ws"
     try:
         parts = urlsplit(url)
@@ -195,29 +199,29 @@ def parse_endpoint(ws_url: object) -> Endpoint:
     except ValueError:
         # Its text quotes the part: of user:password@ without its host, the password.
         raise ConfigurationError(
-            f"ws_url cannot be read: its host or its port is none; {example}"
+            f"{name} cannot be read: its host or its port is none; {example}"
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
-            "ws_url must begin with ws://, wss://, http:// or https://, "
+            f"{name} must begin with ws://, wss://, http:// or https://, "
             f"not {parts.scheme + ':' if parts.scheme else 'with no scheme'}"
         )
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("ws_url must not hold a user name or password; use token=")
+        raise ConfigurationError(f"{name} must not hold a user name or password; use token=")
     if parts.fragment:
-        raise ConfigurationError("ws_url must not have a fragment (the part after #)")
+        raise ConfigurationError(f"{name} must not have a fragment (the part after #)")
     if not parts.hostname:
-        raise ConfigurationError(f"ws_url has no host; {example}")
+        raise ConfigurationError(f"{name} has no host; {example}")
     if not _TARGET.fullmatch(parts.path + parts.query):
-        raise ConfigurationError("ws_url has blanks or characters that must be percent-encoded")
+        raise ConfigurationError(f"{name} has blanks or characters that must be percent-encoded")
     try:
         host = parts.hostname.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ConfigurationError(f"ws_url has no valid host; {example}") from None
+        raise ConfigurationError(f"{name} has no valid host; {example}") from None
     if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
-        raise ConfigurationError(f"ws_url has no valid host; {example}")
+        raise ConfigurationError(f"{name} has no valid host; {example}")
     if port == 0:
-        raise ConfigurationError("ws_url has port 0; a server listens on 1 to 65535")
+        raise ConfigurationError(f"{name} has port 0; a server listens on 1 to 65535")
     secure = _SCHEMES[parts.scheme]
     path = parts.path if parts.path not in {"", "/"} else "/ai/ws"
     return Endpoint(secure, host, port or (443 if secure else 80), path, parts.query)
@@ -398,14 +402,23 @@ class Settings:
             raise ConfigurationError("token_in_query needs a token")
         secret = self.token is not None or self.service_key is not None
         secret = secret or not names.isdisjoint({"authorization", "cookie", "x-service-key"})
-        exposed = secret and not self.endpoint.secure and not self.endpoint.is_loopback
-        allowed = self.allow_insecure or os.environ.get("FLUXBASE_ALLOW_INSECURE") == "1"
-        if exposed and not allowed:
-            raise ConfigurationError(
-                "ws_url: the credentials would cross the network unencrypted to "
-                f"{self.endpoint.host}; use wss://, or pass allow_insecure=True (or set "
-                "FLUXBASE_ALLOW_INSECURE=1) where the network is trusted"
-            )
+        if secret and not self.allow_insecure:
+            check_exposure(self.endpoint)
+
+
+def check_exposure(endpoint: Endpoint) -> None:
+    """Raise `ConfigurationError` where a secret would be read on its way, unless that is allowed.
+
+    The caller has looked at `allow_insecure`; the environment may allow it too.
+    """
+    if endpoint.secure or endpoint.is_loopback:
+        return
+    if os.environ.get("FLUXBASE_ALLOW_INSECURE") != "1":
+        raise ConfigurationError(
+            "the URL: the credentials would cross the network unencrypted to "
+            f"{endpoint.host}; use wss:// or https://, or pass allow_insecure=True (or set "
+            "FLUXBASE_ALLOW_INSECURE=1) where the network is trusted"
+        )
 
 
 def _suggest(wrong: str, names: Iterable[str]) -> str:
