@@ -82,6 +82,11 @@ class Text:
         return tuple("".join(parts) for parts in self._segments if parts)
 
     @property
+    def ends_in_prose(self) -> bool:
+        """Whether there is text behind the last tool."""
+        return bool(self._tail or (self._segments and self._segments[-1]))
+
+    @property
     def value(self) -> str:
         """All of it."""
         if self._value is None:
@@ -315,6 +320,11 @@ class Answer:
     def done(self) -> events.Done | None:
         """The event that ended a whole answer."""
         return self._done
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the message was written; `None` if it was not."""
+        return self._sent_at
 
     def current_text(self) -> str:
         """Return the text so far."""

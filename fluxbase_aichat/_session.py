@@ -30,6 +30,7 @@ from ._conversations import Conversations
 from ._deadline import Clock, Deadline
 from ._dispatch import Callbacks
 from ._entry import Entry, Record
+from ._net import Waker
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import Effects, Telling
@@ -90,6 +91,7 @@ class Session:
         self._abandoned = False
         self._blocked = 0
         self._paused = False
+        self._wakers: set[Waker] = set()  # of the REST calls that are made for handles
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -117,6 +119,22 @@ class Session:
         """Return all that was asked and is not answered."""
         with self._effects, self._lock:
             return self._unfinished()
+
+    def is_latest(self, entry: Entry) -> bool:
+        """Whether nothing was sent in an entry's conversation behind its message."""
+        with self._effects, self._lock:
+            return self._conversations.is_latest(entry)
+
+    @contextlib.contextmanager
+    def ending(self, waker: Waker) -> Iterator[None]:
+        """Have `disconnect` stop a waker too."""
+        with self._effects, self._lock:
+            self._wakers.add(waker)
+        try:
+            yield
+        finally:
+            with self._effects, self._lock:
+                self._wakers.discard(waker)
 
     # -- pausing for slow callbacks ---------------------------------------------------------
 
@@ -251,6 +269,8 @@ class Session:
         entries = self._unfinished()
         for connection in [*self._draining, *([self._current] if self._current else [])]:
             connection.after_fork()
+        for waker in self._wakers:
+            waker.after_fork()
         self._telling.dispatcher.after_fork()
         opening = self._opening
         disconnected = self._state == "disconnected"
@@ -283,6 +303,8 @@ class Session:
                 connection.close(seconds if connection is current else 0.0)
             opening = self._opening
             self._effects.then(lambda: opening.fail(error))
+            for waker in self._wakers:
+                waker.stop()
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -362,6 +384,7 @@ class Session:
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
             record.answer = answer
+            self._conversations.wrote(entry)
 
     def _cancel(self, entry: Entry) -> None:
         if not entry.ended:
@@ -602,6 +625,7 @@ class Session:
             if isinstance(item, events.Done):
                 assert entry.answer is not None  # noqa: S101 - a turn has one
                 entry.answer.feed([item], 0)
+                self._conversations.answered(entry)
                 self._conversations.release(entry)
                 self._telling.finish(entry, item)
             elif isinstance(item, Malformed):

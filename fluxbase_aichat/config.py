@@ -391,6 +391,7 @@ class Settings:
     proxy: Proxy | Literal["env"] | None = attrs.field(default=None, converter=parse_proxy)
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)
     exact_numbers: bool = attrs.field(default=False, validator=_check_flag)
+    recover_replies: bool = attrs.field(default=False, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         names = {name.lower() for name, _ in self.headers}

@@ -31,7 +31,7 @@ LAYERS = [
     ["_conversations", "_telling"],
     ["_session"],
     ["_lifetime"],
-    ["login"],
+    ["login", "_recover"],
     ["turn"],
     ["client"],
     ["rest"],
