@@ -13,6 +13,8 @@ __all__ = ["Conversations"]
 
 # Conversations whose last text is kept (promise 9); the conversations themselves stay known.
 _MAX_TEXTS = 1000
+# Times of the server are compared to a second or two; what was sent longer before is no doubt.
+_RECENT_SECONDS = 5.0
 
 
 @attrs.define
@@ -22,7 +24,8 @@ class _Count:
     new: bool = False
     sent: int = 0
     kept: int = 0
-    last_at: float | None = None
+    recent: dict[int, float] = attrs.field(factory=dict)
+    """When which text was sent, by its hash, for some seconds."""
 
 
 class Conversations:
@@ -108,11 +111,13 @@ class Conversations:
         assert entry.record.id is not None  # noqa: S101 - it was started
         assert entry.answer is not None  # noqa: S101 - a message has one
         count = self._counts.setdefault(entry.record.id, _Count())
+        now, text = entry.answer.sent_at or 0.0, hash(entry.content)
+        recent = {key: at for key, at in count.recent.items() if now - at <= _RECENT_SECONDS}
         entry.place = Place(
-            new=count.new, sent=count.sent, kept=count.kept, previous_at=count.last_at
+            new=count.new, sent=count.sent, kept=count.kept, previous_at=recent.get(text)
         )
         count.sent += 1
-        count.last_at = entry.answer.sent_at
+        count.recent = {**recent, text: now}
 
     def answered(self, entry: Entry) -> None:
         """Note that an entry's answer is whole. Without prose at its end it is not kept."""

@@ -25,7 +25,7 @@ class Place:
     kept: int
     """How many of them the server has surely kept, with their answers."""
     previous_at: float | None
-    """When it sent the last of them."""
+    """When it last sent the same text in it, if that was a moment before."""
 
 
 @attrs.define(eq=False, kw_only=True)

@@ -65,12 +65,12 @@ class _Guard(io.RawIOBase):
         self._waker = waker
         self._head: bytes | None = None
         self.deadline = deadline
-        self.sent = False
-        """Whether anything may have been written."""
+        self.sent: bool | None = False
+        """Whether the request was written; `None` while it is."""
 
     def sendall(self, data: bytes) -> None:
         """Write all of it."""
-        self.sent = True
+        self.sent = None
         _handshake.send_all(self._sock, data, self.deadline, self._waker)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -152,6 +152,7 @@ def _talk(
     for line in _headers(settings, token, body):
         connection.putheader(*line.split(": ", 1))
     connection.endheaders(body)
+    guard.sent = True
     asked_at = clock()
     response = connection.getresponse()
     with response:
@@ -219,11 +220,10 @@ def _failure(sock: socket.socket, reason: str) -> FluxbaseChatError:
 
 def _broken(settings: Settings, guard: _Guard, error: OSError) -> FluxbaseChatError:
     """Return the exception for a connection that broke; a part of the request may be written."""
-    sent = None if guard.sent else False
     if isinstance(error, TimeoutError) and error.errno is None:
-        return ChatTimeoutError("the server did not answer in time", phase="wait", sent=sent)
+        return ChatTimeoutError("the server did not answer in time", phase="wait", sent=guard.sent)
     if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
         # In TLS 1.3 a server's alert comes when the client has done its part.
         return tls_error(settings.endpoint, error)
     why = error.strerror or type(error).__name__
-    return ConnectionLostError(f"the connection broke: {why}", sent=sent)
+    return ConnectionLostError(f"the connection broke: {why}", sent=guard.sent)

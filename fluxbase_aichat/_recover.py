@@ -82,7 +82,7 @@ class Question:
     sent_at: float | None = None
     """When it was written, by our clock; `None`: by another process, and there is no proof."""
     previous_at: float | None = None
-    """When this client wrote the message before it in the same conversation."""
+    """When this client last wrote the same text in the same conversation before."""
     least: int | None = None
     most: int | None = None
     """How many user messages stand before it; `None` where others may have written some."""
@@ -101,12 +101,13 @@ def find(question: Question, said: Said[StoredConversation]) -> StoredMessage | 
         _is_it(question, messages[place], number, said)
         for number, place in enumerate(places, start=1)
     ]
-    others = verdicts[:-1] if verdicts[-1:] != ["yes"] or question.sent_at is not None else []
-    if "yes" in others:
+    *older, last = verdicts or ["no"]
+    # Without a time each of that text may be it, and the last one is meant.
+    if "yes" in older and (last != "yes" or question.sent_at is not None):
         raise RecoveryError("another message was sent behind the question", reason="superseded")
-    if not verdicts or verdicts[-1] == "no":
+    if last == "no":
         return False
-    if verdicts[-1] == "perhaps":
+    if last == "perhaps":
         raise RecoveryError(
             "the stored question may be an older one of the same text", reason="ambiguous"
         )

@@ -430,7 +430,7 @@ def read_object(body: bytes, *, exact_numbers: bool = False) -> dict[str, Any]:
     try:
         return Decoder(exact_numbers=exact_numbers)._message(body)  # noqa: SLF001 - of this module
     except (ValueError, RecursionError):
-        raise RemoteProtocolError("the server's answer is not a JSON object") from None
+        raise RemoteProtocolError("the server's answer is not a JSON object", sent=True) from None
 
 
 def write_object(values: dict[str, Any]) -> bytes:
