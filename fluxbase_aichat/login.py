@@ -123,24 +123,29 @@ class _Source:
             ConnectError: it could not be asked.
 
         """
-        with self._lock:
-            now = self._now()
-            held = self._held
-            if held is not None and held.good(now, min(_EARLY, held.tokens.lifetime / 2)):
-                return held.tokens.access
-            if self._refusal is not None and now[0] < self._refusal[0]:
-                if held is not None and held.good(now):
+        mine: Outcome | None = None
+        try:
+            with self._lock:
+                now = self._now()
+                held = self._held
+                if held is not None and held.good(now, min(_EARLY, held.tokens.lifetime / 2)):
                     return held.tokens.access
-                raise _still(*self._refusal, now[0])
-            flight = self._flight
-            mine = flight is None
-            if flight is None:
-                flight = self._flight = Outcome()
-        if mine:
-            self._fly(flight, held)
-        elif not flight.wait(self._timeout):
-            raise ConnectTimeoutError("another thread is still signing in")
-        return flight.get()
+                if self._refusal is not None and now[0] < self._refusal[0]:
+                    if held is not None and held.good(now):
+                        return held.tokens.access
+                    raise _still(*self._refusal, now[0])
+                flight = self._flight
+                if flight is None:
+                    mine = self._flight = flight = Outcome()
+            if mine is not None:
+                self._fly(mine, held)
+            elif not flight.wait(self._timeout):
+                raise ConnectTimeoutError("another thread is still signing in")
+            return flight.get()
+        finally:
+            if mine is not None and not mine.done:  # Ctrl-C, or a bug of ours
+                self._flight = None
+                mine.fail(ConnectError("signing in was interrupted"))
 
     def refused(self, token: str) -> None:
         """Take note that the server did not accept a token: the next one is another."""
@@ -157,29 +162,27 @@ class _Source:
 
     def _fly(self, flight: Outcome, held: _Held | None) -> None:
         """Get new tokens, and tell all who wait for them."""
-        error: FluxbaseChatError = ConnectError("signing in was interrupted")
-        new: _Held | None = None
+        start = self._now()
         try:
-            now = self._now()
             tokens = self._renew(held.tokens if held is not None else None)
-            new = _Held(tokens, (now[0] + tokens.lifetime, now[1] + tokens.lifetime))
         except FluxbaseChatError as failure:
             error = _told(failure)
-        finally:
+            now = self._now()
+            good = held is not None and held.good(now)
             with self._lock:
                 self._flight = None
-                now = self._now()
-                if new is not None:
-                    self._held, self._refusal = new, None
-                else:
-                    good = held is not None and held.good(now)
-                    wait = _hold(error, _PATIENCE if good else 0.0)
-                    self._refusal = (now[0] + wait, error)
-                    new = held if good else None
-            if new is not None:
-                flight.resolve(new.tokens.access)
+                self._refusal = (now[0] + _hold(error, _PATIENCE if good else 0.0), error)
+            if held is not None and good:
+                flight.resolve(held.tokens.access)
             else:
                 flight.fail(error)
+        else:
+            monotonic, wall = start
+            expires = (monotonic + tokens.lifetime, wall + tokens.lifetime)
+            with self._lock:
+                self._flight = self._refusal = None
+                self._held = _Held(tokens, expires)
+            flight.resolve(tokens.access)
 
     def _renew(self, old: _Tokens | None) -> _Tokens:
         raise NotImplementedError

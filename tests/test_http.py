@@ -57,7 +57,8 @@ def head(status: str, body: bytes = b"", *fields: str) -> bytes:
 
 def read_call(peer: Peer) -> bytes:
     """Read a request with its body; return the body."""
-    peer.read_request()
+    if not peer.request:
+        peer.read_request()
     return peer.read_exactly(int(peer.headers.get("content-length", "0")))
 
 

@@ -224,9 +224,11 @@ def test_a_name_in_several_namespaces() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"namespaces":null}', b'{"namespaces":"x"}'])
 def test_a_conflict_without_namespaces(body) -> None:
     """A 409 that names none is told as it is."""
-    with RawServer(saying(head("409 Conflict", body))) as server:
-        with pytest.raises(ApiError, match="lookup_chatbot failed: 409"):
-            api(server).lookup_chatbot("bot")
+    with (
+        RawServer(saying(head("409 Conflict", body))) as server,
+        pytest.raises(ApiError, match="lookup_chatbot failed: 409"),
+    ):
+        api(server).lookup_chatbot("bot")
 
 
 def test_usage(ann: FluxbaseAI) -> None:
@@ -476,16 +478,20 @@ def test_create_chat_with_an_unknown_name(server: DevServer, ann: FluxbaseAI) ->
 def test_create_chat_with_an_ambiguous_name() -> None:
     """The namespaces are named."""
     body = b'{"ambiguous":true,"namespaces":["hr","sales"],"error":"Ambiguous"}'
-    with RawServer(saying(head("409 Conflict", body))) as server:
-        with pytest.raises(ApiError, match="hr, sales"):
-            api(server).create_chat().start_chat("bot")
+    with (
+        RawServer(saying(head("409 Conflict", body))) as server,
+        pytest.raises(ApiError, match="hr, sales"),
+    ):
+        api(server).create_chat().start_chat("bot")
 
 
 def test_create_chat_with_a_look_up_that_fails() -> None:
     """What keeps the name from being looked up is told as it is."""
-    with RawServer(saying(head("403 No", b'{"error":"Not you"}'))) as server:
-        with pytest.raises(FluxbaseChatError, match="lookup_chatbot failed: 403 Not you"):
-            api(server).create_chat().start_chat("bot")
+    with (
+        RawServer(saying(head("403 No", b'{"error":"Not you"}'))) as server,
+        pytest.raises(FluxbaseChatError, match="lookup_chatbot failed: 403 Not you"),
+    ):
+        api(server).create_chat().start_chat("bot")
 
 
 def test_create_chat_with_options(server: DevServer, ann: FluxbaseAI) -> None:
@@ -512,9 +518,9 @@ def test_history(server: DevServer) -> None:
         assert () == conversation.history()
         conversation.ask("say Hi")
         assert ["say Hi", "Hi"] == [message.content for message in conversation.history()]
+        forgetful = chat.conversation("sql-assistant")
+        forgetful.start()
         with pytest.raises(NotFoundError):
-            forgetful = chat.conversation("sql-assistant")
-            forgetful.start()
             forgetful.history()
         resumed = chat.conversation("keeper", conversation_id=conversation.id)
     assert 2 == len(conversation.history()) == len(resumed.history())
