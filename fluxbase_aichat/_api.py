@@ -30,6 +30,7 @@ from .errors import (
     ConnectionLostError,
     FluxbaseChatError,
     NotFoundError,
+    RateLimitError,
 )
 
 __all__ = ["Call", "Said", "endpoint_of", "perform", "read_conversation", "waker"]
@@ -73,8 +74,8 @@ class Said(Generic[T]):
     date: float | None
     """By the server's clock, in whole seconds since the epoch; `None` when it does not say."""
     asked_at: float
-    """When it was asked and when it answered, by our clock."""
     answered_at: float
+    """By our clock: it was given between the two."""
 
 
 def read_conversation(conversation_id: str) -> Call[stored.StoredConversation]:
@@ -150,7 +151,8 @@ def perform(
         except FluxbaseChatError as error:
             if call.method == "DELETE" and perhaps_done and isinstance(error, NotFoundError):
                 return Said(call.read({}), None, clock(), clock())  # an attempt before this one did
-            perhaps_done = perhaps_done or error.sent is not False
+            if error.sent is not False and not isinstance(error, RateLimitError):
+                perhaps_done = True
             if isinstance(error, ConnectError):
                 error.attempts = backoff.attempt + 1
             passing = error.retryable or isinstance(error, ConnectionLostError)

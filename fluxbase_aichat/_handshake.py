@@ -155,7 +155,8 @@ def read_head(sock: socket.socket, deadline: Deadline, waker: Waker, begun: byte
             raise HandshakeError(
                 "the connection was closed in the middle of the answer's head"
                 if data
-                else "the connection was closed without an answer"
+                else "the connection was closed without an answer",
+                retryable=True,
             )
         data += more
     try:

@@ -52,9 +52,9 @@ class Answer:
     date: float | None
     """The server's clock, in whole seconds since the epoch."""
     asked_at: float
-    """When the request was written, by the deadline's clock."""
+    """Before the request was written, by our clock."""
     answered_at: float
-    """When the head of the answer had come."""
+    """Behind the head of the answer."""
 
 
 class _Guard(io.RawIOBase):
@@ -126,14 +126,19 @@ def exchange(
         connection.sock = guard
         return _talk(connection, guard, settings, token, method, target, body, clock)
     except HandshakeError as error:
-        raise _failure(sock, error.args[0]) from None
+        # A head that has ended may come whole the next time; one that is none will not.
+        kind = ConnectionLostError if error.retryable else RemoteProtocolError
+        raise kind(error.args[0], sent=True) from None
     except FluxbaseChatError:
         raise
     except OSError as error:
         raise _broken(settings, guard, error) from error
+    except http.client.IncompleteRead:
+        raise _torn(sock) from None
     except (http.client.HTTPException, ValueError) as error:
         # Their texts quote what came.
-        raise _failure(sock, f"the answer is no valid HTTP ({type(error).__name__})") from None
+        reason = f"the answer is no valid HTTP ({type(error).__name__})"
+        raise RemoteProtocolError(reason, sent=True) from None
     finally:
         sock.close()
 
@@ -151,9 +156,9 @@ def _talk(
     connection.putrequest(method, target, skip_host=True)
     for line in _headers(settings, token, body):
         connection.putheader(*line.split(": ", 1))
+    asked_at = clock()
     connection.endheaders(body)
     guard.sent = True
-    asked_at = clock()
     response = connection.getresponse()
     with response:
         answered_at = clock()
@@ -208,14 +213,15 @@ def _seconds(date: str | None) -> float | None:
         return None
 
 
-def _failure(sock: socket.socket, reason: str) -> FluxbaseChatError:
-    """Return the exception for an answer that cannot be read: it ended, or it is junk."""
+def _torn(sock: socket.socket) -> FluxbaseChatError:
+    """Return the exception for a body that is not whole: http.client says so of bad chunks too."""
     try:
         ended = not sock.recv(1)
     except OSError:
         ended = False
-    kind = ConnectionLostError if ended else RemoteProtocolError
-    return kind(reason, sent=True)
+    if ended:
+        return ConnectionLostError("the connection ended in the middle of the answer", sent=True)
+    return RemoteProtocolError("the answer has bad chunks", sent=True)
 
 
 def _broken(settings: Settings, guard: _Guard, error: OSError) -> FluxbaseChatError:

@@ -279,7 +279,7 @@ JUNK = {
     "no object in the list": head("200 OK", b'{"chatbots":[5]}'),
     "a number for a name": head("200 OK", b'{"chatbots":[{"name":5}]}'),
     "a text for a flag": head("200 OK", b'{"chatbots":[{"enabled":"yes"}]}'),
-    "bad chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+    "bad chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + b"x" * 99_999,
     "only interim answers": b"HTTP/1.1 103 Early\r\n\r\n" * 20,
 }
 
@@ -288,18 +288,19 @@ JUNK = {
 def test_answers_that_cannot_be_read(answer) -> None:
     """Junk is the server's mistake: told at once, without quoting it, and not asked for again."""
 
-    def script(peer: Peer) -> None:
+    def staying(peer: Peer) -> None:
         read_call(peer)
         peer.send_raw(answer)
         peer.until_closed()
 
-    with RawServer(script) as server:
-        with pytest.raises(RemoteProtocolError) as caught:
-            api(server).list_chatbots()
-        assert caught.value.sent is True
-        assert 1 == server.connections
-    assert "html" not in str(caught.value)
-    assert caught.value.__cause__ is None
+    for script in (staying, saying(answer)):
+        with RawServer(script) as server:
+            with pytest.raises(RemoteProtocolError) as caught:
+                api(server).list_chatbots()
+            assert caught.value.sent is True
+            assert 1 == server.connections
+        assert "html" not in str(caught.value)
+        assert caught.value.__cause__ is None
 
 
 CUT = {
@@ -528,8 +529,9 @@ def test_a_deletion_whose_answer_was_lost(pauses: Pauses) -> None:
     with RawServer(saying(b"", gone)) as server:
         api(server).delete_conversation(ID)
         assert 2 == server.connections
-    with RawServer(saying(gone)) as server, pytest.raises(NotFoundError):
-        api(server).delete_conversation(ID)
+    for first in (gone, head("429 Slow down", b"", "Retry-After: 0")):
+        with RawServer(saying(first, gone)) as server, pytest.raises(NotFoundError):
+            api(server).delete_conversation(ID)
 
 
 @pytest.mark.parametrize(
