@@ -33,7 +33,7 @@ from .errors import (
     RateLimitError,
 )
 
-__all__ = ["Call", "Said", "endpoint_of", "perform", "read_conversation", "waker"]
+__all__ = ["Call", "Said", "endpoint_of", "perform", "read_conversation"]
 
 T = TypeVar("T")
 
@@ -117,14 +117,6 @@ def endpoint_of(url: object) -> Endpoint:
     for known in (_CHAT, f"{_API}/ai", _API):
         before = before.removesuffix(known)
     return attrs.evolve(endpoint, path=before + _CHAT)
-
-
-def waker() -> Waker:
-    """Return what ends the waits of a call; its caller closes it."""
-    try:
-        return Waker()
-    except OSError as error:
-        raise ConnectError(f"no connection can be opened: {error.strerror}") from error
 
 
 def perform(

@@ -9,16 +9,20 @@ the threads: its sessions begin anew.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 from ._deadline import Deadline
+from ._net import Waker
 from ._session import Session
+from .errors import ConnectError
 
-__all__ = ["Lease", "tell_of_forks"]
+__all__ = ["Lease", "calling", "tell_of_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
@@ -37,6 +41,21 @@ class Forking(Protocol):
 def tell_of_forks(thing: Forking) -> None:
     """Have `after_fork` called in every child process, as long as somebody holds the thing."""
     _forking.add(thing)
+
+
+@contextlib.contextmanager
+def calling(session: Session | None = None) -> Iterator[Waker]:
+    """Give what ends the waits of a REST call; so does `disconnect`, where it is a session's.
+
+    A child process frees what such a call of another thread has. Raises `ConnectError`.
+    """
+    try:
+        waker = Waker()
+    except OSError as error:
+        raise ConnectError(f"no connection can be opened: {error.strerror}") from error
+    tell_of_forks(waker)
+    with contextlib.closing(waker), session.ending(waker) if session else contextlib.nullcontext():
+        yield waker
 
 
 class Lease:

@@ -18,15 +18,15 @@ one that was never read look the same until then.
 
 from __future__ import annotations
 
-import contextlib
 import random
 from typing import Final, Literal
 
 import attrs
 
-from ._api import Said, perform, read_conversation, waker
+from ._api import Said, perform, read_conversation
 from ._deadline import Deadline
 from ._entry import Entry
+from ._lifetime import calling
 from ._net import Waker, pause
 from ._session import Session
 from .errors import (
@@ -178,8 +178,8 @@ def recover(
     Raises `RecoveryError`, `NotConnectedError`, and what keeps the server from being asked, unless
     it may pass.
     """
-    with contextlib.closing(waker()) as woken, session.ending(woken):
-        return _poll(session, conversation_id, question, deadline, woken)
+    with calling(session) as waker:
+        return _poll(session, conversation_id, question, deadline, waker)
 
 
 def _poll(

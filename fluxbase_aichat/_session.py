@@ -269,8 +269,6 @@ class Session:
         entries = self._unfinished()
         for connection in [*self._draining, *([self._current] if self._current else [])]:
             connection.after_fork()
-        for waker in self._wakers:
-            waker.after_fork()
         self._telling.dispatcher.after_fork()
         opening = self._opening
         disconnected = self._state == "disconnected"

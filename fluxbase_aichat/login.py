@@ -5,7 +5,6 @@ They keep the tokens and know when to ask for others; how a call is made is `_ap
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping
@@ -15,9 +14,9 @@ import attrs
 
 from . import _plain
 from ._answer import Outcome, fresh
-from ._api import Call, endpoint_of, perform, waker
+from ._api import Call, endpoint_of, perform
 from ._deadline import Clock, Deadline
-from ._lifetime import tell_of_forks
+from ._lifetime import calling, tell_of_forks
 from ._net import check_ssl_context
 from .config import (
     Settings,
@@ -196,8 +195,8 @@ class _Source:
             read=_read_tokens,
             secret=secret,
         )
-        with contextlib.closing(waker()) as woken:
-            tokens = perform(self._settings, call, Deadline(self._timeout), woken).value
+        with calling() as waker:
+            tokens = perform(self._settings, call, Deadline(self._timeout), waker).value
         if tokens is None:
             raise AuthenticationError(
                 f"{name} gave no access token", hint="does this account need a second factor?"

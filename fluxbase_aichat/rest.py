@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import stored
-from ._api import Call, endpoint_of, perform, read_conversation, waker
+from ._api import Call, endpoint_of, perform, read_conversation
 from ._deadline import Deadline
+from ._lifetime import calling
 from ._net import check_ssl_context
 from ._wire import read_object
 from .client import FluxbaseAIChat
@@ -408,8 +409,8 @@ class FluxbaseAI:
         return self._perform(call, deadline)
 
     def _perform(self, call: Call[T], deadline: Deadline) -> T:
-        with contextlib.closing(waker()) as woken:
-            return perform(self._settings, call, deadline, woken).value
+        with calling() as waker:
+            return perform(self._settings, call, deadline, waker).value
 
     def __repr__(self) -> str:
         return f"<FluxbaseAI at {self._settings.endpoint.authority}>"

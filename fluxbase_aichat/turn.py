@@ -14,10 +14,10 @@ from typing import Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, fresh
-from ._api import perform, read_conversation, waker
+from ._api import perform, read_conversation
 from ._deadline import Deadline
 from ._entry import Entry, Record
-from ._lifetime import Lease
+from ._lifetime import Lease, calling
 from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
 from ._wire import ContentRun, check_message
@@ -406,10 +406,9 @@ class Conversation:
         session, conversation_id = self._session, self._record.id
         if conversation_id is None:
             return ()
-        with contextlib.closing(waker()) as woken, session.ending(woken):
-            deadline = Deadline(seconds)
+        with calling(session) as waker:
             call = read_conversation(conversation_id)
-            return perform(session.settings, call, deadline, woken).value.messages
+            return perform(session.settings, call, Deadline(seconds), waker).value.messages
 
     def cancel(self) -> None:
         """Cancel the running turn, else the oldest queued one, else do nothing."""

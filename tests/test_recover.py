@@ -629,7 +629,7 @@ def test_disconnect_ends_the_search(server, chat, gate) -> None:
         run(turn.recover, timeout=None),
         run(chat.recover, turn.conversation_id, timeout=None),
     ]
-    assert server.wait_for(lambda: looks(server) >= 4)
+    assert server.wait_for(lambda: looks(server) >= 4 and len(chat._session._wakers) == 2)
     chat.disconnect()
     for each in recovering:
         with pytest.raises(NotConnectedError):
