@@ -120,9 +120,11 @@ def recv(sock: socket.socket, size: int, deadline: Deadline, waker: Waker) -> by
         try:
             return sock.recv(size)
         except (BlockingIOError, ssl.SSLWantReadError):
-            wait_for(sock, selectors.EVENT_READ, deadline, waker)
+            event = selectors.EVENT_READ
         except ssl.SSLWantWriteError:
-            wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
+            event = selectors.EVENT_WRITE
+        # Behind the handlers: what ends the wait has nothing to do with what they caught.
+        wait_for(sock, event, deadline, waker)
 
 
 def send_all(sock: socket.socket, data: bytes, deadline: Deadline, waker: Waker) -> None:
@@ -132,9 +134,12 @@ def send_all(sock: socket.socket, data: bytes, deadline: Deadline, waker: Waker)
         try:
             view = view[sock.send(view) :]
         except (BlockingIOError, ssl.SSLWantWriteError):
-            wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
+            event = selectors.EVENT_WRITE
         except ssl.SSLWantReadError:
-            wait_for(sock, selectors.EVENT_READ, deadline, waker)
+            event = selectors.EVENT_READ
+        else:
+            continue
+        wait_for(sock, event, deadline, waker)
 
 
 def read_head(sock: socket.socket, deadline: Deadline, waker: Waker, begun: bytes = b"") -> Head:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pytest
 from helpers import Heard, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recordings import Gate as Pass
 from recordings import lines
 from relay import Relay
@@ -171,6 +174,89 @@ def test_slow_looks() -> None:
     assert find(asked(), Said(near, NOON.timestamp(), 105.0, 110.0)) is True
     with pytest.raises(RecoveryError):
         find(asked(previous_at=99.5), Said(near, NOON.timestamp(), 105.0, 110.0))
+
+
+@dataclass(eq=False)
+class Sent:
+    """A message of this client and what became of it."""
+
+    text: str
+    gap: float
+    """Seconds since the message before."""
+    fate: Literal["told", "kept", "open", "failed", "unread"]
+    """Answered and the client knows; answered; not answered yet; taken out; never read."""
+
+
+FATES = st.sampled_from(["told", "kept", "open", "failed", "unread"])
+SENT = st.builds(Sent, st.sampled_from([Q, "another"]), st.floats(0.05, 8), FATES)
+
+
+@settings(max_examples=300)
+@given(
+    others=st.lists(SENT, max_size=2),
+    before=st.lists(SENT, max_size=4),
+    gap=st.floats(0.05, 8),
+    fate=FATES,
+    delay=st.floats(0, 0.9),
+    look=st.floats(0, 5),
+    skew=st.floats(-1e6, 1e6),
+    order=st.randoms(use_true_random=False),
+)
+def test_never_the_wrong_answer(others, before, gap, fate, delay, look, skew, order) -> None:
+    """Whatever became of the messages before: the answer that is found is this question's.
+
+    `others` were sent by another client, three seconds before this one began: the server's time is
+    not known any better. Without them this one knows all that was sent.
+    """
+    now, stored, answers = 0.0, [], []
+    known: list[Sent] = []
+    times: list[float] = []
+    mine = Sent(Q, gap, fate)
+    for sent in [*others, *before, mine]:
+        now += sent.gap
+        if not known and sent not in others:
+            now += 3.0
+        if sent is mine or sent in before:
+            times.append(now)
+            known.append(sent)
+        if sent.fate in {"told", "kept", "open"}:
+            at = now + (delay if sent is mine else 0.0)
+            stored.append((at, "user", sent.text))
+        if sent.fate in {"told", "kept"}:
+            answer = "mine" if sent is mine else "other"
+            landed = len(stored) if sent.fate == "told" else order.randint(len(stored), 99)
+            answers.append((landed, answer))
+    sent_at = times[-1]
+    same = [at for at, sent in zip(times[:-1], known[:-1], strict=True) if sent.text == Q]
+    recent = [at for at in same if sent_at - at <= 5]
+    # Each answer lands behind its question, some of them late.
+    for landed, answer in sorted(answers, reverse=True):
+        stored.insert(min(landed, len(stored)), (0.0, "assistant", answer))
+    messages = tuple(
+        StoredMessage(role=role, content=text, timestamp=NOON + dt.timedelta(seconds=at))
+        for at, role, text in stored
+    )
+    asked_at = sent_at + delay + look
+    question = Question(
+        content=Q,
+        sent_at=sent_at + skew,
+        previous_at=recent[-1] + skew if recent else None,
+        least=None if others else sum(sent.fate == "told" for sent in before),
+        most=None if others else len(before),
+    )
+    date = float(int(NOON.timestamp() + asked_at + 0.05))
+    look_at = Said(
+        StoredConversation(messages=messages), date, asked_at + skew, asked_at + skew + 0.1
+    )
+    try:
+        found = find(question, look_at)
+    except RecoveryError:
+        return
+    if isinstance(found, StoredMessage):
+        assert "mine" == found.content
+    simple = all(sent.fate == "told" for sent in [*others, *before])
+    if simple and fate in {"told", "kept"} and (not others or not recent):
+        assert isinstance(found, StoredMessage)
 
 
 RECORDED = {
