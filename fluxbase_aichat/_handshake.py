@@ -25,7 +25,7 @@ import attrs
 from . import errors
 from ._deadline import Deadline
 from ._net import Waker, call, wait_for
-from .config import Settings, check_secret
+from .config import RenewableToken, Settings, check_secret
 from .errors import (
     AuthenticationError,
     ConfigurationError,
@@ -82,16 +82,14 @@ def token_of(
 ) -> str | None:
     """Return the token to show, from its source if it has one; `refused` was no good.
 
-    A source with a method `refused` is told, so that it does not give the same token again.
     Raises `AuthenticationError`, `ConnectTimeoutError` at the deadline, and what the source raises
     of our own errors.
     """
     source = settings.token
     if source is None or isinstance(source, str):
         return source
-    tell = getattr(source, "refused", None)
-    if refused is not None and callable(tell):
-        tell(refused)
+    if refused is not None and isinstance(source, RenewableToken):
+        source.refused(refused)
     try:
         return check_secret("the value of token()", call(source, deadline, waker, "token"))
     except ConfigurationError as error:

@@ -55,8 +55,8 @@ class FluxbaseAIChat:
 
     Args:
         ws_url: `ws://`, `wss://`, `http://` or `https://`; an empty path becomes `/ai/ws`.
-        token: a JWT, or a callable that returns one and is called for every connection; sent
-            as a header. `None` connects anonymously.
+        token: a JWT, or a callable that returns one and is called for every connection, such as
+            a `PasswordLogin`; sent as a header. `None` connects anonymously.
         on_content: called with `(delta, conversation_id)`.
         on_progress: called with `(step, message, conversation_id)`.
         on_query_result: called with `(query, summary, row_count, data, conversation_id)`.

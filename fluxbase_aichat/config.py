@@ -26,6 +26,7 @@ __all__ = [
     "Endpoint",
     "Limits",
     "Proxy",
+    "RenewableToken",
     "Settings",
     "Timeouts",
     "Unset",
@@ -39,6 +40,15 @@ __all__ = [
 ]
 
 TokenSource = str | Callable[[], str]
+
+
+class RenewableToken:
+    """A callable token that hears which of its tokens a server has refused. See `login`."""
+
+    def refused(self, token: str) -> None:
+        """Give another token the next time."""
+        raise NotImplementedError
+
 
 P = ParamSpec("P")
 R = TypeVar("R")

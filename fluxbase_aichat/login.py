@@ -19,6 +19,7 @@ from ._deadline import Clock, Deadline
 from ._lifetime import calling, tell_of_forks
 from ._net import check_ssl_context
 from .config import (
+    RenewableToken,
     Settings,
     check_exposure,
     check_name,
@@ -77,7 +78,7 @@ class _Held:
         return all(at - early > moment for at, moment in zip(self.expires, now, strict=True))
 
 
-class _Source:
+class _Source(RenewableToken):
     """Gives an access token, getting a new one when the old one expires.
 
     Of several threads that need a new one, one gets it and the others wait for it.
@@ -129,11 +130,14 @@ class _Source:
                 held = self._held
                 if held is not None and held.good(now, min(_EARLY, held.tokens.lifetime / 2)):
                     return held.tokens.access
-                if self._refusal is not None and now[0] < self._refusal[0]:
-                    if held is not None and held.good(now):
-                        return held.tokens.access
-                    raise _still(*self._refusal, now[0])
                 flight = self._flight
+                refusal = self._refusal
+                if refusal is not None and now[0] >= refusal[0]:
+                    refusal = None
+                if (refusal or flight) is not None and held is not None and held.good(now):
+                    return held.tokens.access  # another thread gets the next one, or none can
+                if refusal is not None:
+                    raise _still(*refusal, now[0])
                 if flight is None:
                     mine = self._flight = flight = Outcome()
             if mine is not None:
@@ -167,8 +171,9 @@ class _Source:
         except FluxbaseChatError as failure:
             error = _told(failure)
             now = self._now()
-            good = held is not None and held.good(now)
             with self._lock:
+                held = self._held
+                good = held is not None and held.good(now)
                 self._flight = None
                 self._refusal = (now[0] + _hold(error, _PATIENCE if good else 0.0), error)
             if held is not None and good:

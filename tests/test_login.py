@@ -211,6 +211,29 @@ def test_many_threads_sign_in_once() -> None:
         assert 1 == server.connections
 
 
+def test_who_has_a_good_token_does_not_wait() -> None:
+    """While one thread asks for the next token, the others go on with this one."""
+    script = Tokens()
+    asked, go_on = Gate(), Gate()
+
+    def slow(peer: Peer) -> None:
+        if peer.number == 2:
+            asked.open()
+            go_on.wait()
+        script(peer)
+
+    with RawServer(slow) as server:
+        login = PasswordLogin(server.url, "a@b", "p4ssword")
+        clock = timed(login)
+        login()
+        clock.advance(850)
+        renewing = run(login)
+        asked.wait()
+        assert "access-1" == login()
+        go_on.open()
+        assert "access-2" == renewing.result() == login()
+
+
 def test_many_threads_fail_together() -> None:
     """What one is told, all are told, each with an error of its own."""
     asked, go_on = Gate(), Gate()

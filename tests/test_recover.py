@@ -395,6 +395,49 @@ def test_cut_after_every_frame(script, text, results, server, chat) -> None:
         assert again == looks(server)
 
 
+def test_cut_after_any_byte(server) -> None:
+    """The same question twice, over a connection that carries so many bytes and no more.
+
+    Wherever that is, in the handshake, in a question or in an answer: what is recovered is the
+    answer to the question that was lost, or it is said that there is none.
+    """
+    outcomes = set()
+    for limit in range(300, 2300, 47):
+        with (
+            Relay(server.ws_url) as relay,
+            FluxbaseAIChat(relay.url, server.token(), reconnect_attempts=0) as chat,
+        ):
+            conversation = chat.conversation("keeper")
+            relay.set(limit=limit)
+            turns = []
+            for _ in range(2):
+                turns.append(conversation.send("say one two"))
+                assert turns[-1].wait(WAIT)
+                if turns[-1].error is not None:
+                    break
+            relay.clear()
+            outcomes.add(verdict(server, conversation, turns))
+    assert {(1, "answer"), (2, "answer"), (2, "timeout"), (2, "whole")} <= outcomes
+
+
+def verdict(server: DevServer, conversation: Any, turns: list[Turn]) -> tuple[int, str]:
+    """Return what became of the last turn, having checked it against what is stored."""
+    *_, turn = turns
+    if turn.error is None:
+        return len(turns), "whole"
+    if not turn.error.sent:
+        return len(turns), "unsent"
+    # All that was read has been answered: what is stored now is stored for good.
+    assert server.wait_for(lambda: server.active == 0)
+    history = conversation.history()
+    if len(history) < 2 * len(turns):
+        assert 2 * len(turns) - 2 == len(history)
+        return len(turns), reason(turn, 0.1)
+    reply = turn.recover(timeout=WAIT)
+    assert (reply.text, reply.usage) == ("one two", history[-1].usage)
+    return len(turns), "answer"
+
+
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_the_server_is_not_done(after, server, chat, gate) -> None:
     """While the server still writes, it is asked again and again."""
