@@ -33,7 +33,7 @@ from .errors import (
     RateLimitError,
 )
 
-__all__ = ["Call", "Said", "endpoint_of", "perform", "read_conversation"]
+__all__ = ["Call", "Said", "chat_of", "endpoint_of", "perform", "read_conversation"]
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ def _is_uuid(text: str | None) -> bool:
 
 
 def endpoint_of(url: object) -> Endpoint:
-    """Read the `url` of a server, or of its chat or its API, and return where its chat is.
+    """Read the `url` of a server, or of its chat or its API, and return where its API is.
 
     Raises `ConfigurationError`.
     """
@@ -116,7 +116,19 @@ def endpoint_of(url: object) -> Endpoint:
     before = endpoint.path.rstrip("/")
     for known in (_CHAT, f"{_API}/ai", _API):
         before = before.removesuffix(known)
-    return attrs.evolve(endpoint, path=before + _CHAT)
+    return attrs.evolve(endpoint, scheme="http", path=before + _API)
+
+
+def chat_of(endpoint: Endpoint) -> Endpoint:
+    """Return where the chat is that belongs to an API."""
+    return attrs.evolve(endpoint, scheme="ws", path=_before(endpoint) + _CHAT)
+
+
+def _before(endpoint: Endpoint) -> str:
+    """Return what stands before the chat or the API in the path; unknown where a proxy moved it."""
+    path = endpoint.path.rstrip("/")
+    known = next((known for known in (_CHAT, _API) if path.endswith(known)), None)
+    return "" if known is None else path.removesuffix(known)
 
 
 def perform(
@@ -197,9 +209,7 @@ def _exchange(
 
 def _target(endpoint: Endpoint, call: Call[Any], token: str | None) -> str:
     """Return the request's path and query: beside the chat's, with what else its URL has."""
-    before = endpoint.path.rstrip("/")
-    before = before.removesuffix(_CHAT) if before.endswith(_CHAT) else ""
     path = call.path if call.id is None else call.path.format(_segment(call.id))
     own = urlencode({name: value for name, value in call.query.items() if value is not None})
     query = "&".join(part for part in (own, endpoint.query) if part)
-    return attrs.evolve(endpoint, path=before + _API + path, query=query).target(token)
+    return attrs.evolve(endpoint, path=_before(endpoint) + _API + path, query=query).target(token)

@@ -163,6 +163,8 @@ class Endpoint:
     port: int
     path: str
     query: str = attrs.field(default="", repr=False)
+    scheme: Literal["ws", "http"] = "ws"
+    """What it is asked for; with an s behind it where that is secure."""
 
     @property
     def authority(self) -> str:
@@ -187,7 +189,7 @@ class Endpoint:
         return f"{self.path}?{query}" if query else self.path
 
     def __str__(self) -> str:
-        return f"{'wss' if self.secure else 'ws'}://{self.authority}{self.path}"
+        return f"{self.scheme}{'s' if self.secure else ''}://{self.authority}{self.path}"
 
 
 _SCHEMES = {"ws": False, "http": False, "wss": True, "https": True}

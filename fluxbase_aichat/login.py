@@ -220,7 +220,7 @@ class _Source(RenewableToken):
         raise TypeError(f"a {name} holds secrets and cannot be pickled; make one in each process")
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} at {self._settings.endpoint.authority}>"
+        return f"<{type(self).__name__} {self._settings.endpoint}>"
 
 
 class PasswordLogin(_Source):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import stored
-from ._api import Call, endpoint_of, perform, read_conversation
+from ._api import Call, chat_of, endpoint_of, perform, read_conversation
 from ._deadline import Deadline
 from ._lifetime import calling
 from ._net import check_ssl_context
@@ -389,7 +389,9 @@ class FluxbaseAI:
         settings = self._settings
         if "token" not in options and "service_key" not in options:
             options |= {"token": settings.token, "service_key": settings.service_key}
-        return _LookingUpChat(self, **{"ws_url": settings.endpoint, **self._options, **options})
+        return _LookingUpChat(
+            self, **{"ws_url": chat_of(settings.endpoint), **self._options, **options}
+        )
 
     # -- how --------------------------------------------------------------------------------
 
@@ -413,7 +415,7 @@ class FluxbaseAI:
             return perform(self._settings, call, deadline, waker).value
 
     def __repr__(self) -> str:
-        return f"<FluxbaseAI at {self._settings.endpoint.authority}>"
+        return f"<FluxbaseAI {self._settings.endpoint}>"
 
 
 class _LookingUpChat(FluxbaseAIChat):

@@ -510,6 +510,7 @@ def test_a_refused_port_is_tried_again(pauses: Pauses) -> None:
     with refusing_port() as port, pytest.raises(ConnectError) as caught:
         FluxbaseAI(f"http://127.0.0.1:{port}").list_chatbots()
     assert (caught.value.attempts, caught.value.sent) == (3, False)
+    assert f"cannot connect to http://127.0.0.1:{port}/api/v1" in str(caught.value)
     assert 2 == len(pauses.seconds)
 
 

@@ -913,3 +913,21 @@ def test_bad_parameters(options, said, server, chat) -> None:
     with pytest.raises(ConfigurationError, match=said):
         chat.recover(**{"conversation_id": "c-1", **options})
     assert 0 == looks(server)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("/ai/ws", ""), ("/ai/ws/", ""), ("/flux/ai/ws", "/flux"), ("/moved", ""), ("", "")],
+)
+def test_where_the_api_is(path, expected) -> None:
+    """It is beside the chat; beside one that a proxy has moved it is where it always is."""
+
+    def script(peer: Peer) -> None:
+        peer.refuse("404 Not Found")
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(f"ws://127.0.0.1:{server.port}{path}?key=1")
+        with pytest.raises(RecoveryError):
+            chat.recover("c-1")
+        target = server.peer().request.split(" ")[1]
+    assert f"{expected}/api/v1/ai/conversations/c-1?key=1" == target

@@ -464,6 +464,22 @@ def test_create_chat_in_another_namespace() -> None:
         assert "Hi" == chat.ask("bot", "Hello").text
 
 
+@pytest.mark.parametrize("path", ["/flux", "/flux/ai/ws", "/flux/api/v1/ai"])
+def test_create_chat_behind_a_path(path) -> None:
+    """The chat is beside the API, whatever URL was given."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.serve()
+
+    with RawServer(script) as server:
+        there = FluxbaseAI(f"http://127.0.0.1:{server.port}{path}?key=1")
+        with there.create_chat() as chat:
+            assert chat.is_connected()
+        assert "/flux/ai/ws?key=1" == server.peer().request.split(" ")[1]
+        assert f"<FluxbaseAI http://127.0.0.1:{server.port}/flux/api/v1>" == repr(there)
+
+
 def test_create_chat_with_an_unknown_name(server: DevServer, ann: FluxbaseAI) -> None:
     """It is refused before anything is started, and the nearest names are told."""
     chat = ann.create_chat()
