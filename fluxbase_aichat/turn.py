@@ -118,8 +118,12 @@ class Turn:
             timeout: seconds to wait; `None` is no limit beyond the client's own `Timeouts`. When
                 it runs out the turn goes on.
 
+        With `recover_replies` an answer that a lost connection has interrupted is recovered, see
+        `recover`; `timeout` counts for that too, and without one it takes 60 s at most.
+
         Raises:
-            ChatTimeoutError: phase `"wait"`: the answer was not whole in time.
+            ChatTimeoutError: phase `"wait"`: the answer was not whole in time; `"recover"`: it was
+                lost, and not recovered in time.
             TurnCancelledError: the turn was cancelled.
             FluxbaseChatError: what made the turn fail.
 
