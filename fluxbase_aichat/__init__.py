@@ -37,13 +37,22 @@ from .errors import (
     TurnCancelledError,
     TurnLimitError,
 )
+from .rest import FluxbaseAI, PasswordLogin, RefreshToken
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
+from .stored import (
+    Chatbot,
+    ConversationPage,
+    ConversationSummary,
+    StoredConversation,
+    StoredMessage,
+)
 from .turn import Conversation, Turn
 
 __all__ = [
     "ApiError",
     "AuthenticationError",
     "ChatTimeoutError",
+    "Chatbot",
     "ChatbotNotFoundError",
     "ConfigurationError",
     "ConnectError",
@@ -51,7 +60,10 @@ __all__ = [
     "ConnectionLostError",
     "Conversation",
     "ConversationNotResumedError",
+    "ConversationPage",
+    "ConversationSummary",
     "FeatureDisabledError",
+    "FluxbaseAI",
     "FluxbaseAIChat",
     "FluxbaseChatError",
     "HandshakeError",
@@ -64,6 +76,7 @@ __all__ = [
     "NoTableError",
     "NotConnectedError",
     "NotFoundError",
+    "PasswordLogin",
     "PermissionDeniedError",
     "PoolTimeoutError",
     "ProviderError",
@@ -73,9 +86,12 @@ __all__ = [
     "QuotaError",
     "RateLimitError",
     "RecoveryError",
+    "RefreshToken",
     "RemoteProtocolError",
     "Reply",
     "ServerError",
+    "StoredConversation",
+    "StoredMessage",
     "TLSError",
     "Timeouts",
     "ToolOutput",

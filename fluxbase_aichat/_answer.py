@@ -98,6 +98,12 @@ class Text:
         return self._texts
 
     @property
+    def ends_in_prose(self) -> bool:
+        """Whether there is text behind the last tool."""
+        last = self._segments[-1] if self._segments else []
+        return any(delta for run in last for delta in run.deltas)
+
+    @property
     def value(self) -> str:
         """All of it."""
         if self._value is None:
@@ -368,6 +374,11 @@ class Answer:
     def done(self) -> events.Done | None:
         """The event that ended a whole answer."""
         return self._done
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the message was written; `None` if it was not."""
+        return self._sent_at
 
     def current_text(self) -> str:
         """Return the text so far."""

@@ -16,16 +16,15 @@ from typing import Protocol
 import attrs
 
 from ._deadline import Clock, Deadline, join
-from ._handshake import Redactor
-from ._net import Waker, call, pause
+from ._handshake import Redactor, token_of
+from ._net import Waker, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
 from ._watch import Due, Watch
 from ._wire import Decoder, Item, Malformed
-from .config import Settings, check_secret
+from .config import Settings
 from .errors import (
     AuthenticationError,
-    ConfigurationError,
     ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
@@ -232,13 +231,7 @@ class Connection:
         self._settings = self._sink.settings  # its token may have been replaced meanwhile
         deadline = Deadline(self._connect, self._clock)
         try:
-            try:
-                return self._shake_hands(deadline)
-            except AuthenticationError:
-                if not callable(self._settings.token):
-                    raise
-                # It may have expired on its way here; a source of tokens gets a second chance.
-                return self._shake_hands(deadline)
+            return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
             if self._connect is not None:
                 error.args = (f"{error.args[0]} ({round(self._connect, 3):g} s)",)
@@ -249,28 +242,16 @@ class Connection:
             _log.exception("opening a connection failed")
             raise ConnectError("the client failed: see the log") from bug
 
-    def _shake_hands(self, deadline: Deadline) -> Transport:
-        token = self._token(deadline)
-        return Transport.open(self._settings, token, deadline, self._waker, self._clock)
-
-    def _token(self, deadline: Deadline) -> str | None:
-        source = self._settings.token
-        if source is None or isinstance(source, str):
-            return source
+    def _shake_hands(self, deadline: Deadline, refused: str | None = None) -> Transport:
+        settings, waker = self._settings, self._waker
+        token = token_of(settings, deadline, waker, refused)
         try:
-            return check_secret(
-                "the value of token()", call(source, deadline, self._waker, "token")
-            )
-        except ConfigurationError as error:
-            raise AuthenticationError(str(error), sent=False) from None
-        except FluxbaseChatError:
-            raise
-        except BaseException as error:  # the user's, whatever it is: sys.exit() too
-            if isinstance(error, TimeoutError) and deadline.expired:
-                raise ConnectTimeoutError("no connection in time: waiting for token()") from None
-            raise AuthenticationError(
-                f"token() raised {type(error).__name__}", sent=False
-            ) from error
+            return Transport.open(settings, token, deadline, waker, self._clock)
+        except AuthenticationError:
+            if refused is not None or not callable(settings.token):
+                raise
+        # It may have expired on its way here; a source of tokens gets a second chance.
+        return self._shake_hands(deadline, token)
 
     def _talk(self, transport: Transport) -> FluxbaseChatError:
         """Read and write until the stream ends; return why it did."""

@@ -30,6 +30,7 @@ from ._conversations import Conversations
 from ._deadline import Clock, Deadline
 from ._dispatch import Callbacks
 from ._entry import Entry, Record
+from ._net import Waker
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import Effects, Telling
@@ -92,6 +93,7 @@ class Session:
         self._abandoned = False
         self._blocked = 0
         self._paused = False
+        self._wakers: set[Waker] = set()  # of the REST calls that are made for handles
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -119,6 +121,22 @@ class Session:
         """Return all that was asked and is not answered."""
         with self._effects, self._lock:
             return self._unfinished()
+
+    def is_latest(self, entry: Entry) -> bool:
+        """Whether nothing was sent in an entry's conversation behind its message."""
+        with self._effects, self._lock:
+            return self._conversations.is_latest(entry)
+
+    @contextlib.contextmanager
+    def ending(self, waker: Waker) -> Iterator[None]:
+        """Have `disconnect` stop a waker too."""
+        with self._effects, self._lock:
+            self._wakers.add(waker)
+        try:
+            yield
+        finally:
+            with self._effects, self._lock:
+                self._wakers.discard(waker)
 
     # -- pausing for slow callbacks ---------------------------------------------------------
 
@@ -304,6 +322,8 @@ class Session:
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
             self._fail_opening(error)
+            for waker in self._wakers:
+                waker.stop()
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -394,6 +414,7 @@ class Session:
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
             self._conversations.written(record, answer)
+            self._conversations.wrote(entry)
 
     def _cancel(self, entry: Entry) -> None:
         if not entry.ended:
@@ -645,6 +666,7 @@ class Session:
             if isinstance(item, events.Done):
                 assert entry.answer is not None  # noqa: S101 - a turn has one
                 entry.answer.feed([item], 0)
+                self._conversations.answered(entry)
                 self._conversations.release(entry)
                 self._telling.finish(entry, item)
             elif isinstance(item, Malformed):

@@ -14,9 +14,11 @@ from typing import Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, Position, fresh
+from ._api import perform, read_conversation
 from ._deadline import Deadline
 from ._entry import Entry, Record
-from ._lifetime import Lease
+from ._lifetime import Lease, calling
+from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
@@ -25,8 +27,12 @@ from .errors import (
     ConfigurationError,
     ConnectionLostError,
     FluxbaseChatError,
+    LocalProtocolError,
+    NotConnectedError,
+    RecoveryError,
 )
 from .results import QueryResult, Reply, ToolOutput, Usage
+from .stored import StoredMessage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
 
@@ -48,6 +54,7 @@ class Turn:
         self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
+        self._recovered: Reply | None = None
         # A turn that nobody holds keeps no events; its callbacks go on.
         weakref.finalize(self, self._answer.forget).atexit = False
 
@@ -111,8 +118,12 @@ class Turn:
             timeout: seconds to wait; `None` is no limit beyond the client's own `Timeouts`. When
                 it runs out the turn goes on.
 
+        With `recover_replies` an answer that a lost connection has interrupted is recovered, see
+        `recover`; `timeout` counts for that too, and without one it takes 60 s at most.
+
         Raises:
-            ChatTimeoutError: phase `"wait"`: the answer was not whole in time.
+            ChatTimeoutError: phase `"wait"`: the answer was not whole in time; `"recover"`: it was
+                lost, and not recovered in time.
             TurnCancelledError: the turn was cancelled.
             FluxbaseChatError: what made the turn fail.
 
@@ -127,15 +138,82 @@ class Turn:
                 sent=self._entry.sent,
                 partial_text=self.text,
             )
-        self._raise_error()
-        return self._answer.reply()
+        return self._reply(deadline)
 
     def _result_by(self, deadline: Deadline) -> Reply:
         """Return the whole answer; at the deadline end the turn, as a cancel does."""
         with self._waiting():
             if not self._answer.ended.wait(deadline.remaining()):
                 self._session.give_up(self._entry)
-        return self.result()
+        if not self.done:
+            return self.result()
+        return self._reply(deadline)
+
+    def _reply(self, deadline: Deadline) -> Reply:
+        """Return the answer of a turn that has ended, or raise why there is none."""
+        lost = isinstance(self._answer.error, ConnectionLostError) and self._entry.sent
+        if not (lost and self._session.settings.recover_replies):
+            self._raise_error()
+            return self._answer.reply()
+        limit = deadline.sooner(RECOVER_SECONDS)
+        try:
+            return self._recover(limit)
+        except NotConnectedError:
+            raise
+        except FluxbaseChatError as failure:
+            if limit is deadline and getattr(failure, "reason", "") == "timeout":
+                raise ChatTimeoutError(
+                    "the connection was lost, and its answer not recovered in time",
+                    phase="recover",
+                    sent=True,
+                    partial_text=self.text,
+                ) from failure
+            error = self._fresh_error()
+            error.hint = f"its answer was not recovered: {failure.args[0]}"
+            raise error from failure
+
+    # -- after a lost connection ------------------------------------------------------------
+
+    def recover(self, timeout: float | None = RECOVER_SECONDS) -> Reply:
+        """Return the answer that the server has finished after the connection was lost.
+
+        Where the chatbot persists its conversations, the server finishes and stores an answer that
+        nobody listens to. This asks the REST side until it is there, and takes it only if it
+        is provably the answer to this message. Of an answer with tool rounds only what was
+        written behind the last of them is stored. It needs no connection, and works after
+        `disconnect` too.
+
+        Args:
+            timeout: seconds; `None` is no limit.
+
+        Raises:
+            RecoveryError: `reason` says why: `"not kept"` by the server; `"ambiguous"`, it may be
+                the answer to another question; `"failed"`, the turn; `"superseded"` by another
+                message; `"timeout"`, it may still come.
+            LocalProtocolError: the turn has not ended.
+            NotConnectedError: `disconnect` was called meanwhile.
+            FluxbaseChatError: the REST side refuses, as `FluxbaseAI.get_conversation` says.
+
+        """
+        seconds = check_seconds("timeout", timeout)
+        if not self.done:
+            raise LocalProtocolError("the turn has not ended; result() waits for its answer")
+        return self._recover(Deadline(seconds, self._session.clock))
+
+    def _recover(self, deadline: Deadline) -> Reply:
+        answer = self._answer
+        answer.looked_at = True
+        if answer.error is None:
+            return answer.reply()
+        if self._recovered is None:
+            try:
+                question = asked(self._session, self._entry)
+                self._recovered = recover(self._session, answer.conversation_id, question, deadline)
+            except RecoveryError as error:
+                error.sent = self._entry.sent
+                error.partial_text = self.text
+                raise
+        return self._recovered
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
@@ -192,10 +270,14 @@ class Turn:
     def _raise_error(self) -> None:
         self._answer.looked_at = True
         if self._answer.error is not None:
-            error = fresh(self._answer.error)
-            if isinstance(error, ConnectionLostError):
-                error.turn = self
-            raise error
+            raise self._fresh_error()
+
+    def _fresh_error(self) -> FluxbaseChatError:
+        assert self._answer.error is not None  # noqa: S101 - the caller has looked
+        error = fresh(self._answer.error)
+        if isinstance(error, ConnectionLostError):
+            error.turn = self
+        return error
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -307,6 +389,30 @@ class Conversation:
     ) -> Reply:
         """Send a message and wait for the whole answer. See `FluxbaseAIChat.ask`."""
         return ask(self._lease, self._record, content, page_context, timeout)
+
+    @named_keywords
+    def history(self, *, timeout: float | None = 30.0) -> tuple[StoredMessage, ...]:
+        """Return the messages that the server has stored, the oldest first.
+
+        None before the conversation was started. It asks the REST side, and works after
+        `disconnect` too.
+
+        Args:
+            timeout: seconds; `None` is no limit.
+
+        Raises:
+            NotFoundError: the chatbot does not persist its conversations, or it is another user's.
+            NotConnectedError: `disconnect` was called meanwhile.
+            FluxbaseChatError: as `FluxbaseAI.get_conversation` says.
+
+        """
+        seconds = check_seconds("timeout", timeout)
+        session, conversation_id = self._session, self._record.id
+        if conversation_id is None:
+            return ()
+        with calling(session) as waker:
+            call = read_conversation(conversation_id)
+            return perform(session.settings, call, Deadline(seconds), waker).value.messages
 
     def cancel(self) -> None:
         """Cancel the running turn, else the oldest queued one, else do nothing."""

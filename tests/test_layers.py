@@ -13,9 +13,9 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
     ["errors", "_deadline"],
-    ["_columns", "_plain", "_select"],
+    ["_columns", "_plain", "_select", "_reconnect"],
     ["results"],
-    ["events"],
+    ["events", "stored"],
     ["config"],
     ["_wire"],
     ["_protocol"],
@@ -23,15 +23,18 @@ LAYERS = [
     ["_handshake"],
     ["_proxy"],
     ["_transport"],
+    ["_http"],
+    ["_api"],
     ["_connection"],
     ["_answer"],
     ["_entry", "_dispatch"],
     ["_conversations", "_telling"],
-    ["_reconnect"],
     ["_session"],
     ["_lifetime"],
+    ["login", "_recover"],
     ["turn"],
     ["client"],
+    ["rest"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -47,6 +50,7 @@ PURE = [
     "_columns",
     "_plain",
     "_select",
+    "stored",
 ]
 IMPURE = {
     "asyncio", "concurrent", "http", "logging", "multiprocessing", "queue", "selectors",
@@ -56,9 +60,11 @@ IMPURE = {
 # Which modules may import what has one owner.
 OWNERS = {
     "websocket": {"_transport"},
-    "socket": {"_net", "_handshake", "_proxy", "_transport"},
+    "http.client": {"_http"},
+    "socket": {"_net", "_handshake", "_proxy", "_transport", "_http"},
     "selectors": {"_net", "_handshake", "_transport"},
-    "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
+    # client, rest and login: for a type only
+    "ssl": {"_net", "_handshake", "_transport", "_http", "client", "rest", "login"},
     "json": {"_wire", "_handshake"},
     "orjson": {"_wire"},
 }
