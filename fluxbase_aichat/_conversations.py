@@ -126,6 +126,18 @@ class Conversations:
         count.sent += 1
         count.recent = {**recent, text: now}
 
+    def unwrote(self, entry: Entry) -> None:
+        """Note that an entry's message was not written after all."""
+        place = entry.place
+        if place is None or entry.answer is None:
+            return
+        count, text = self._counts[entry.answer.conversation_id], hash(entry.content)
+        count.sent -= 1
+        count.recent.pop(text, None)
+        if place.previous_at is not None:
+            count.recent[text] = place.previous_at
+        entry.place = None
+
     def answered(self, entry: Entry) -> None:
         """Note that an entry's answer is whole. Without prose at its end it is not kept."""
         assert entry.answer is not None  # noqa: S101 - a message has one

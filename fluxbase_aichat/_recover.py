@@ -133,19 +133,17 @@ def _is_it(
         return "yes"
     if question.most is not None and number > question.most:
         return "yes"
-    if question.least is not None and number <= question.least:
-        return "no"
-    if message.timestamp is None or said.date is None:
-        return "perhaps"
-    # The server's clock stood between `date` and a second more, somewhere between the asking and
-    # the answering; so long before, the question was sent.
-    stored_at = message.timestamp.timestamp()
-    if stored_at >= said.date + 1.0 - (said.asked_at - question.sent_at):
-        return "yes"
-    if stored_at < said.date - (said.answered_at - question.sent_at) - _SLACK:
-        return "no"
-    alone = question.previous_at is None or question.sent_at - question.previous_at > _APART
-    return "yes" if alone else "perhaps"
+    if message.timestamp is not None and said.date is not None:
+        # The server's clock stood between `date` and a second more, somewhere between the asking
+        # and the answering; so long before, the question was sent.
+        stored_at = message.timestamp.timestamp()
+        if stored_at >= said.date + 1.0 - (said.asked_at - question.sent_at):
+            return "yes"
+        if stored_at < said.date - (said.answered_at - question.sent_at) - _SLACK:
+            return "no"
+        if question.previous_at is None or question.sent_at - question.previous_at > _APART:
+            return "yes"  # there is no other of that time
+    return "no" if question.least is not None and number <= question.least else "perhaps"
 
 
 def asked(session: Session, entry: Entry) -> Question:

@@ -570,6 +570,7 @@ class Session:
             if entry is not None:
                 if entry.request in unsent:
                     entry.request = None
+                    self._conversations.unwrote(entry)
                 entry.restarts += 1
                 # Once is allowed also where reconnecting is off: it was not written yet.
                 if entry.sent or entry.restarts > max(1, self.settings.reconnect_attempts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +20,10 @@ from servers import WAIT, Peer, RawServer, content
 from test_http import head
 
 from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, Reply, Turn, _recover
+from fluxbase_aichat._answer import Answer
 from fluxbase_aichat._api import Said
+from fluxbase_aichat._conversations import Conversations
+from fluxbase_aichat._entry import Entry, Place, Record
 from fluxbase_aichat._recover import Question, find
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.errors import (
@@ -106,6 +110,7 @@ VERDICTS = {
         "ambiguous",
     ),
     "a second one of unknown times": (asked(), [("user", Q), ("assistant", "?")], "ambiguous"),
+    "a history of which only the end is there": (asked(least=90, most=90), ANSWERED, "mine"),
     "of an unknown past, a moment before": (
         asked(previous_at=99.5),
         [("user", Q, -0.4), ("assistant", "?", 0.1)],
@@ -257,6 +262,31 @@ def test_never_the_wrong_answer(others, before, gap, fate, delay, look, skew, or
     simple = all(sent.fate == "told" for sent in [*others, *before])
     if simple and fate in {"told", "kept"} and (not others or not recent):
         assert isinstance(found, StoredMessage)
+
+
+def test_a_message_that_was_not_written_after_all() -> None:
+    """What is written again, over the next connection, is one message and not two."""
+    conversations = Conversations(None)
+    record = Record(chatbot="keeper", namespace="default")
+
+    def write(text: str, at: float) -> Entry:
+        answer = Answer("keeper", lambda: at)
+        entry = Entry(record=record, context=copy_context(), answer=answer, content=text)
+        if record.id is None:
+            conversations.started(entry, "c-1")
+        answer.sent("c-1")
+        conversations.wrote(entry)
+        return entry
+
+    first, second = write("one", 100.0), write("one", 101.0)
+    assert Place(new=True, sent=1, kept=0, previous_at=100.0) == second.place
+    assert not conversations.is_latest(first)
+    conversations.unwrote(second)
+    assert second.place is None
+    assert conversations.is_latest(first)
+    conversations.unwrote(second)
+    assert Place(new=True, sent=1, kept=0, previous_at=100.0) == write("one", 102.0).place
+    assert Place(new=True, sent=2, kept=0, previous_at=None) == write("one", 108.0).place
 
 
 RECORDED = {
