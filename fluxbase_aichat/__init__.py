@@ -1,6 +1,8 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
 from . import errors, events
+from ._many import ask_many
+from ._sse import SSE_HEADERS
 from .client import FluxbaseAIChat
 from .config import Limits, Timeouts
 from .errors import (
@@ -37,12 +39,15 @@ from .errors import (
     TurnCancelledError,
     TurnLimitError,
 )
+from .pool import ChatPool, PoolStats
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
 from .turn import Conversation, Turn
 
 __all__ = [
+    "SSE_HEADERS",
     "ApiError",
     "AuthenticationError",
+    "ChatPool",
     "ChatTimeoutError",
     "ChatbotNotFoundError",
     "ConfigurationError",
@@ -65,6 +70,7 @@ __all__ = [
     "NotConnectedError",
     "NotFoundError",
     "PermissionDeniedError",
+    "PoolStats",
     "PoolTimeoutError",
     "ProviderError",
     "ProxyError",
@@ -83,6 +89,7 @@ __all__ = [
     "TurnCancelledError",
     "TurnLimitError",
     "Usage",
+    "ask_many",
     "errors",
     "events",
 ]

@@ -55,6 +55,16 @@ class Conversations:
         if self._default is None and not self._by_id:
             self._identity = None
 
+    @property
+    def acts_as_told(self) -> bool:
+        """Whether the identity is the settings', and not one that a start has brought."""
+        return self._identity in {None, (self._default,)}
+
+    def forget(self) -> None:
+        """Know no conversation any more; whom the client acts as stays."""
+        self._by_id.clear()
+        self._texts.clear()
+
     # -- what a start gave ------------------------------------------------------------------
 
     def started(self, entry: Entry, received: str) -> None:

@@ -14,19 +14,31 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from ._deadline import Deadline
 from ._session import Session
-from .errors import NotConnectedError
+from .errors import LocalProtocolError, NotConnectedError
 
-__all__ = ["Lease"]
+__all__ = ["Forked", "Lease", "Loan", "watch_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_forked: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+class Forked(Protocol):
+    """What begins anew in the child of a fork."""
+
+    def after_fork(self) -> None:
+        """Be without the parent's threads, locks and connections; nothing else runs yet."""
+
+
+def watch_forks(thing: Forked) -> None:
+    """Have it begin anew in the child of every fork, as long as it lives."""
+    _forked.add(thing)
 
 
 class Lease:
@@ -40,7 +52,7 @@ class Lease:
         self._callbacks = callbacks
         self.use_token(session.settings.token)
         _leases.add(self)
-        _sessions.add(session)
+        watch_forks(session)
         weakref.finalize(self, session.abandon).atexit = False
         _watch_the_exit()
 
@@ -49,6 +61,26 @@ class Lease:
         source = _Source(token)
         self.session.use_token(source.weakly() if callable(token) else token)
         self._source = source
+
+
+class Loan(Lease):
+    """A lease lent to one caller. Taken back, its handles show what was, and begin nothing."""
+
+    __slots__ = ("_lender",)
+
+    def __init__(self, lender: Lease) -> None:  # its end is not the session's
+        self._lender = lender
+        self.session = lender.session
+
+    def use_token(self, token: Any) -> None:  # noqa: ARG002 - whatever it is
+        """Refuse: the connection would be another person's."""
+        raise LocalProtocolError(
+            "a pool's connection keeps its token; give the new one to pool.chat()"
+        )
+
+    def take_back(self) -> None:
+        """End it."""
+        self.session = self.session.retired("the connection has gone back to its pool")
 
 
 class _Source:
@@ -67,7 +99,7 @@ class _Source:
             source = reference()
             if source is None:
                 raise NotConnectedError("the client is gone")
-            return cast("str", source._function())
+            return cast("str", source._function())  # noqa: SLF001 - of this module's own class
 
         return token
 
@@ -102,8 +134,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for session in list(_sessions):
-        session.after_fork()
+    for thing in list(_forked):
+        thing.after_fork()
 
 
 # The one thing that happens on import (promise 10). The parent notices nothing of it.

@@ -23,7 +23,7 @@ from ._entry import Entry
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
-__all__ = ["Effects", "Telling"]
+__all__ = ["Effects", "Telling", "code_of"]
 
 Effect = Callable[[], object]
 
@@ -65,10 +65,15 @@ class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
     def __init__(
-        self, callbacks: Callbacks, effects: Effects, drained: Callable[[], object]
+        self,
+        callbacks: Callbacks,
+        effects: Effects,
+        drained: Callable[[], object],
+        ended: Callable[[], object],
     ) -> None:
         self.callbacks: Callbacks = callbacks
         self._effects = effects
+        self._ended = ended  # called behind each entry's end
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
@@ -157,7 +162,7 @@ class Telling:
 
     def fail_found(self, entry: Entry, error: FluxbaseChatError) -> None:
         """End an entry with an error that the client found; `on_error` hears of it."""
-        self._fail(entry, error, [Failure(error, _code(error), entry.record.id or "")])
+        self._fail(entry, error, [Failure(error, code_of(error), entry.record.id or "")])
 
     def _fail(
         self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
@@ -178,6 +183,7 @@ class Telling:
 
         self._effects.then(resolve)
         self.post(items, entry, last=True)
+        self._effects.then(self._ended)
 
     def finish(self, entry: Entry, done: events.Done) -> None:
         """End a turn whose answer is whole."""
@@ -186,10 +192,21 @@ class Telling:
         entry.ended = True
         self._effects.then(lambda: answer.finish(done))
         self.post([done], entry, last=True)
+        self._effects.then(self._ended)
+
+    def resolve(self, entry: Entry, conversation_id: str) -> None:
+        """End a start: its conversation has this id."""
+        outcome = entry.outcome
+        assert outcome is not None  # noqa: S101 - a start has one
+        entry.ended = True
+        self._effects.then(lambda: outcome.resolve(conversation_id))
+        self._effects.then(self._ended)
 
 
-def _code(error: FluxbaseChatError) -> str:
-    """Return the code that `on_error` gets for what the client found."""
+def code_of(error: FluxbaseChatError) -> str:
+    """Return the server's code, or the one of the SDK for what the client found."""
+    if error.code:
+        return error.code
     if isinstance(error, TimeoutError):
         return "TIMEOUT"
     return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"
