@@ -46,7 +46,7 @@ class PoolStats:
     size: int
     """As many connections as there may be."""
     busy: int
-    """Connections that are lent, or about to be closed."""
+    """Connections that are lent."""
     idle: int
     """Connections that are kept for their persons."""
     waiting: int
@@ -158,6 +158,7 @@ class ChatPool:
         self._lock = threading.Lock()  # guards all below
         self._idle: list[_Place] = []  # the one unused for longest first
         self._busy: set[_Place] = set()
+        self._closing = 0  # connections that the janitor closes: they count until they are
         self._waiting: deque[_Waiter] = deque()
         self._janitor: threading.Thread | None = None
         self._opened = self._reused = self._timeouts = 0
@@ -344,7 +345,8 @@ class ChatPool:
             self._idle.remove(place)
             self._reused += 1
             return self._lent(_Place(person=person, client=place.client))
-        if evicted is None and len(self._idle) + len(self._busy) >= self._size:
+        count = len(self._idle) + len(self._busy) + self._closing
+        if evicted is None and count >= self._size:
             if not self._idle:
                 return None
             evicted = min(self._idle, key=lambda place: place.expires)
@@ -391,10 +393,10 @@ class ChatPool:
             expired = [place for place in self._idle if place.expires <= now]
             for place in expired:
                 self._idle.remove(place)
-                self._busy.add(place)  # they count until they are closed
+            self._closing = len(expired)
         _disconnect([place.client for place in expired], self._settings.timeouts.close)
         with self._lock:
-            self._busy.difference_update(expired)
+            self._closing = 0
             self._serve()
             if not self._idle:
                 self._janitor = None
