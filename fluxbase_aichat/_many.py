@@ -177,16 +177,16 @@ class _Asking:
 
     def run(self, workers: int) -> None:
         """Ask all; raise what a thread has raised."""
+        self._start("tell", functools.partial(self._tell_all, workers))
+        missing = workers
         try:
-            self._start("tell", functools.partial(self._tell_all, workers))
             for _ in range(workers):
-                try:
-                    self._start("ask", self._work)
-                except BaseException:
-                    self._answers.put(None)  # in its place
-                    raise
+                self._start("ask", self._work)
+                missing -= 1
             self._ended.wait()
         except BaseException:
+            for _ in range(missing):
+                self._answers.put(None)  # in place of who was not started
             self._interrupt()
             self._ended.wait(_END_SECONDS)
             raise

@@ -11,7 +11,7 @@ from wsgiref.util import is_hop_by_hop
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from servers import WAIT, Gate, Peer, RawServer, content, done, error, refusing_port
 
 from fluxbase_aichat import (
@@ -190,6 +190,7 @@ def test_exact_numbers_keep_their_digits() -> None:
     assert [{"n": "12.50"}] == data["rows"]
 
 
+@settings(max_examples=30)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_whatever_the_value_an_event_stays_one(value) -> None:
     """No text in it can begin another event, and every parser of JSON reads it."""
