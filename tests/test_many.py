@@ -217,9 +217,10 @@ def test_a_thread_that_cannot_be_started(monkeypatch) -> None:
 
     def limited(thread: threading.Thread) -> None:
         nonlocal count
-        count += thread.name == "fluxbase-aichat-ask"
-        if count == 3:
-            raise RuntimeError("can't start new thread")
+        if thread.name == "fluxbase-aichat-ask":
+            count += 1
+            if count == 3:
+                raise RuntimeError("can't start new thread")
         start(thread)
 
     with RawServer(Peer.serve) as server:

@@ -78,8 +78,13 @@ def batch(
     if not url:
         raise ConfigurationError("FLUXBASE_URL is not set; it is the server's URL")
     asked = _read_questions(questions)
-    if output.exists() and output.samefile(questions):
-        raise click.BadParameter("it is the file of the questions", param_hint="--output")
+    if output.exists():
+        if output.samefile(questions):
+            raise click.BadParameter("it is the file of the questions", param_hint="--output")
+        if not output.is_file():
+            raise click.BadParameter(
+                "it is no file that can be gone on with", param_hint="--output"
+            )
     todo = _unanswered(asked, output)
     settings = {"ws_url": url, "token": os.environ.get("FLUXBASE_TOKEN")}
     failed = 0
