@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers import run
 from scripts.process import INTERRUPTED, Script
 from servers import WAIT, Gate, Peer, RawServer, content, done, refusing_port
 
@@ -208,6 +211,38 @@ def test_ctrl_c_cancels_what_runs_and_loses_no_answer() -> None:
         assert script.took < WAIT
         asked = [r for r in server.received if r.frame["type"] == "message"]
         assert 3 == len(asked)
+
+
+def test_a_question_sent_while_ctrl_c_came_is_cancelled() -> None:
+    """The interrupt found no turn of it yet; its answer is not waited for."""
+    told: list[int] = []
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start("c-1")
+        peer.until_closed()
+
+    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+
+        @contextlib.contextmanager
+        def lend() -> Iterator[FluxbaseAIChat]:
+            asking._interrupt()
+            yield chat
+
+        asking = _Asking(["a", "b"], lend, lambda number, _: told.append(number), "support", None)
+        run(asking.run, 1).result()
+    assert [] == told
+
+
+def test_a_pool_has_no_more_workers_than_connections(monkeypatch) -> None:
+    """More would only wait for each other, and might wait in vain."""
+    counts: list[int] = []
+    monkeypatch.setattr(_Asking, "run", lambda _, workers: counts.append(workers))
+    with ChatPool("ws://localhost", size=2) as pool:
+        ask_each(pool, "support", ["a"] * 9, print, user=1, workers=4)
+        ask_each(pool, "support", ["a"], print, user=1, workers=4)
+    ask_each({"ws_url": "ws://localhost"}, "support", ["a"] * 9, print, workers=4)
+    assert [2, 1, 4] == counts
 
 
 def test_a_thread_that_cannot_be_started(monkeypatch) -> None:

@@ -412,7 +412,9 @@ def test_a_broken_connection_is_replaced() -> None:
         assert (0, 1) == (pool.stats().reused, pool.stats().idle)
 
 
-@pytest.mark.parametrize("how", ["disconnected", "unused", "cancelled", "start given up"])
+@pytest.mark.parametrize(
+    "how", ["disconnected", "unused", "cancelled", "cancelled before", "start given up"]
+)
 def test_what_is_no_good_is_not_lent_again(how) -> None:
     """A connection that was closed, never opened, or that still owes an answer."""
     go_on = Gate()
@@ -422,7 +424,7 @@ def test_what_is_no_good_is_not_lent_again(how) -> None:
         if peer.number == 1 and how == "start given up":
             peer.recv_json()
             go_on.wait()
-        elif peer.number == 1 and how == "cancelled":
+        elif peer.number == 1 and how.startswith("cancelled"):
             peer.start("c-1")
             peer.message()
             go_on.wait()
@@ -434,10 +436,13 @@ def test_what_is_no_good_is_not_lent_again(how) -> None:
                 case "disconnected":
                     chat.connect()
                     chat.disconnect()
-                case "cancelled":
+                case "cancelled" | "cancelled before":
                     turn = chat.conversation("support").send("Hi")
                     scripted.wait_for(lambda: len(scripted._received) == 2)
                     turn.cancel()
+                    if how == "cancelled before":
+                        # It has a new connection by now, and the old one is not over.
+                        assert "You said: Hi" == chat.ask("support", "Hi").text
                 case "start given up":
                     with pytest.raises(ChatTimeoutError):
                         chat.start_chat("support", timeout=0.2)
@@ -499,6 +504,29 @@ def test_a_lease_left_with_a_running_turn_stays_leased(ending) -> None:
             case "cancelled":
                 assert turn.cancelled
         go_on.open()
+
+
+def test_a_lease_left_with_a_start_stays_leased() -> None:
+    """Another thread of the caller still waits for a conversation's id."""
+    go_on = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        go_on.wait()
+        peer.start("c-1")
+        peer.until_closed()
+
+    with RawServer(script) as server, ChatPool(server.url) as pool:
+        put = Put(pool)
+        with pool.chat(user=1, token="t") as chat:
+            starting = run(chat.start_chat, "support")
+            server.peer(1)
+            chat.connect()
+        assert (1, False) == (pool.stats().busy, starting.ended)
+        go_on.open()
+        assert "c-1" == starting.result()
+        put.wait()
+        assert (0, 1) == (pool.stats().busy, pool.stats().idle)
 
 
 def test_send_holds_its_connection_until_the_turn_has_ended() -> None:
