@@ -134,7 +134,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for thing in list(_forked):
+    # Sessions first: a pool lets go of its own, whose end must not reach the parent's threads.
+    for thing in sorted(_forked, key=lambda thing: not isinstance(thing, Session)):
         thing.after_fork()
 
 

@@ -294,7 +294,8 @@ class ChatPool:
             self._timeouts += 1
             raise PoolTimeoutError(
                 f"no connection came free within {self._acquire_seconds:g} s: "
-                f"{len(self._busy)} of {self._size} busy, {len(self._waiting)} waiting",
+                f"{len(self._busy) + self._closing} of {self._size} busy, "
+                f"{len(self._waiting)} waiting",
                 hint="a larger size=, or cancelling answers that nobody reads, helps",
             )
 
@@ -366,7 +367,7 @@ class ChatPool:
                 return  # the pool was closed, or forked
             self._busy.remove(place)
             client = place.client or place.evicted
-            if client is not None:
+            if client is not None and client.state != "new":  # else there is nothing to close
                 seconds = math.inf if self._idle_seconds is None else self._idle_seconds
                 expires = self._clock() + seconds if good else -math.inf
                 self._idle.append(_Place(person=place.person, client=client, expires=expires))

@@ -713,7 +713,9 @@ def test_a_pool_closes_idle_connections_by_one_deadline() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_after_a_fork_the_child_begins_anew(server) -> None:
     """Its pool is empty and works; a lease held across it does too; the parent notices nothing."""
-    with Script("forked_pool.py", server.url) as script:
+    # From Python 3.12 on a fork beside threads is warned of.
+    options = ("-W", "ignore:This process:DeprecationWarning")
+    with Script("forked_pool.py", server.url, options=options) as script:
         status, out, err = script.end()
         assert (0, "") == (status, err)
         assert [

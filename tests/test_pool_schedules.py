@@ -275,15 +275,11 @@ class Schedules(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         try:
-            for _, gate in self.held:
-                gate.open()
-            while self.leases:
-                self._leave(0)
-                self._free()
-            self._free(len(self.held))
-            while self.leases:
-                self._leave(0)
-                self._free()
+            while self.leases or self.held:
+                if self.held:
+                    self.end_a_turn(0, cancel=False)
+                else:
+                    self.leave(0)
         finally:
             self.pool.close()
             for gate in self.witness.gates.values():
