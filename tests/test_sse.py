@@ -11,6 +11,7 @@ from wsgiref.util import is_hop_by_hop
 
 import hypothesis.strategies as st
 import pytest
+from clocks import FakeClock
 from hypothesis import given, settings
 from servers import WAIT, Gate, Peer, RawServer, content, done, error, refusing_port
 
@@ -22,6 +23,7 @@ from fluxbase_aichat import (
     Turn,
     TurnCancelledError,
 )
+from fluxbase_aichat._deadline import Deadline
 from fluxbase_aichat._sse import _encode
 from fluxbase_aichat.devserver import DevServer
 
@@ -304,6 +306,34 @@ def test_comments_fill_the_silence(held) -> None:
     assert ["content", "done"] == [name for name, _ in parse(silent)]
     assert "done" == parse(stream)[-1][0]
     assert (":", None) not in parse(turn.iter_sse(heartbeat=1e-9))
+
+
+def test_silence_counts_from_the_last_event(monkeypatch) -> None:
+    """An answer that comes slowly needs no comments."""
+    clock = FakeClock()
+    monkeypatch.setattr("fluxbase_aichat._sse.Deadline", lambda seconds: Deadline(seconds, clock))
+    more, go_on = Gate(), Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.message()
+        peer.send_text(content(CID, "One"))
+        more.wait()
+        peer.send_text(content(CID, "Two"))
+        go_on.wait()
+        peer.send_text(done(CID))
+        peer.until_closed()
+
+    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+        stream = chat.conversation("support").send("Hi").iter_sse(heartbeat=10.0)
+        assert [("content", {"delta": "One"})] == parse([next(stream)])
+        clock.advance(6.0)
+        more.open()
+        assert [("content", {"delta": "Two"})] == parse([next(stream)])
+        clock.advance(6.0)
+        go_on.open()
+        assert ["done"] == [name for name, _ in parse(stream)]
 
 
 def test_what_is_left_out_is_silence_too(held) -> None:
