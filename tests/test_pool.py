@@ -272,12 +272,11 @@ def test_who_waits_is_served_in_order(server) -> None:
 
         calls: list[Running[str]] = []
         queued = threading.Semaphore(0)
-        spy(pool, "_serve", queued.release)
         with pool.chat(user=0, token="t"):
+            spy(pool, "_serve", queued.release)
             for number in range(1, 6):
                 calls.append(run(call, number))
                 assert queued.acquire(timeout=WAIT)
-            queued.release()
             assert 5 == pool.stats().waiting
         assert [f"Bearer t: {n}" for n in range(1, 6)] == [running.result() for running in calls]
         assert [1, 2, 3, 4, 5] == order

@@ -309,7 +309,7 @@ def test_comments_fill_the_silence(held) -> None:
 
 
 def test_silence_counts_from_the_last_event(monkeypatch) -> None:
-    """An answer that comes slowly needs no comments."""
+    """An answer that comes slowly needs no comments, and the next is as far from a comment."""
     clock = FakeClock()
     monkeypatch.setattr("fluxbase_aichat._sse.Deadline", lambda seconds: Deadline(seconds, clock))
     more, go_on = Gate(), Gate()
@@ -331,6 +331,8 @@ def test_silence_counts_from_the_last_event(monkeypatch) -> None:
         clock.advance(6.0)
         more.open()
         assert [("content", {"delta": "Two"})] == parse([next(stream)])
+        clock.advance(10.0)
+        assert b":\n\n" == next(stream)
         clock.advance(6.0)
         go_on.open()
         assert ["done"] == [name for name, _ in parse(stream)]
