@@ -108,13 +108,13 @@ class EventStream(Iterator[bytes]):
                 if self._stopped():
                     return
                 if event is not None:
-                    yield event
                     silence = Deadline(options.heartbeat)
+                    yield event
             if self._stopped():
                 return
             if silence.expired and not last:
-                yield b":\n\n"
                 silence = Deadline(options.heartbeat)
+                yield b":\n\n"
         answer.looked_at = True
         if answer.error is not None:
             yield self._failure(answer.error)

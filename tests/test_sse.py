@@ -312,29 +312,31 @@ def test_silence_counts_from_the_last_event(monkeypatch) -> None:
     """An answer that comes slowly needs no comments, and the next is as far from a comment."""
     clock = FakeClock()
     monkeypatch.setattr("fluxbase_aichat._sse.Deadline", lambda seconds: Deadline(seconds, clock))
-    more, go_on = Gate(), Gate()
+    gates = [Gate(), Gate(), Gate()]
 
     def script(peer: Peer) -> None:
         peer.accept()
         peer.start(CID)
         peer.message()
-        peer.send_text(content(CID, "One"))
-        more.wait()
-        peer.send_text(content(CID, "Two"))
-        go_on.wait()
+        for number, gate in enumerate(gates):
+            peer.send_text(content(CID, str(number)))
+            gate.wait()
         peer.send_text(done(CID))
         peer.until_closed()
 
     with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
-        stream = chat.conversation("support").send("Hi").iter_sse(heartbeat=10.0)
-        assert [("content", {"delta": "One"})] == parse([next(stream)])
-        clock.advance(6.0)
-        more.open()
-        assert [("content", {"delta": "Two"})] == parse([next(stream)])
+        stream = (
+            chat.conversation("support").send("Hi").iter_sse(heartbeat=10.0, include=["content"])
+        )
+        assert [("content", {"delta": "0"})] == parse([next(stream)])
+        for number in (1, 2):
+            clock.advance(6.0)
+            gates[number - 1].open()
+            assert [("content", {"delta": str(number)})] == parse([next(stream)])
         clock.advance(10.0)
         assert b":\n\n" == next(stream)
         clock.advance(6.0)
-        go_on.open()
+        gates[2].open()
         assert ["done"] == [name for name, _ in parse(stream)]
 
 
