@@ -368,11 +368,13 @@ class ChatPool:
             self._busy.remove(place)
             client = place.client or place.evicted
             if client is not None and client.state != "new":  # else there is nothing to close
+                now = self._clock()
                 seconds = math.inf if self._idle_seconds is None else self._idle_seconds
-                expires = self._clock() + seconds if good else -math.inf
+                expires = now + seconds if good else -math.inf
                 self._idle.append(_Place(person=place.person, client=client, expires=expires))
+                if expires <= now:  # the janitor expects the next one later
+                    self._alarm[0].set()
             self._serve()
-            self._alarm[0].set()
             janitor = None
             if self._idle and self._janitor is None:
                 janitor = self._janitor = threading.Thread(

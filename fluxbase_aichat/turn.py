@@ -197,7 +197,8 @@ class Turn:
             include_sql: whether a `result` has the `query` too.
             stop: asked between events, and at least four times a second; true cancels the turn.
 
-        Closing the iterator cancels the turn, which web servers do when the browser has gone.
+        Closing the iterator cancels the turn, which web servers do when the browser has gone. In
+        the page, close an `EventSource` at `done` and `error`: else it asks again by itself.
 
         Raises:
             ConfigurationError: an argument is wrong.
