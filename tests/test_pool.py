@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from clocks import FakeClock
-from helpers import Running, client_threads, run, spy
+from helpers import LockOrder, Running, client_threads, run, spy
 from scripts.process import Script
 from servers import CLOSE, WAIT, Gate, Peer, RawServer, content, done, refusing_port
 
@@ -346,6 +346,26 @@ def test_many_threads_of_many_persons(server) -> None:
             running.result(60.0)
         assert max(counts) <= 3
         assert 240 == pool.stats().opened + pool.stats().reused
+
+
+def test_the_pools_lock_is_alone(monkeypatch) -> None:
+    """Nothing else is taken while it is held, and it is not taken while anything else is."""
+    order = LockOrder(monkeypatch)
+    with RawServer(echo) as server, ChatPool(server.url, size=2, acquire_timeout=WAIT) as pool:
+
+        def work(user: int) -> None:
+            for number in range(6):
+                turn = pool.send("support", "Hi", user=user, token=f"t{number // 2}")
+                if number % 3:
+                    turn.wait(WAIT)
+                else:
+                    turn.cancel()
+
+        for running in [run(work, user) for user in range(4)]:
+            running.result()
+    order.check()
+    assert {"ChatPool", "Session"} <= order.taken
+    assert [] == [edge for edge in order.edges if "ChatPool" in edge]
 
 
 # -- idle and broken ones -----------------------------------------------------------------------
