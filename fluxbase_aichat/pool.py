@@ -350,7 +350,7 @@ class ChatPool:
         if evicted is None and count >= self._size:
             if not self._idle:
                 return None
-            evicted = min(self._idle, key=lambda place: place.expires)
+            evicted = min(self._idle, key=lambda place: (_usable(place), place.expires))
         if evicted is not None:
             self._idle.remove(evicted)
             return self._lent(_Place(person=person, evicted=evicted.client))

@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import socket
 import threading
 import uuid
 import weakref
@@ -394,6 +395,22 @@ def test_idle_connections_are_closed(server) -> None:
                 thread.join(WAIT)
         assert "fluxbase-aichat-pool" not in client_threads(before)
         assert "Bearer t: Hi" == ask(pool, 1, "t")
+
+
+def test_a_broken_connection_makes_room_first(server) -> None:
+    """Before one that can still be used, however long that was not."""
+    with ChatPool(server.url, size=2, reconnect_attempts=0) as pool:
+        ask(pool, 1, "t")
+        with pool.chat(user=2, token="t") as chat:
+            chat.connect()
+            lost = Gate("loss")
+            spy(chat._lender._session, "ended", lost.open)
+        server.peer(2).socket.shutdown(socket.SHUT_RDWR)
+        lost.wait()
+        ask(pool, 3, "t")
+        assert 0 == pool.stats().reused
+        ask(pool, 1, "t")
+        assert (3, 1) == (pool.stats().opened, pool.stats().reused)
 
 
 def test_idle_zero_keeps_none_and_none_keeps_all(server) -> None:
