@@ -1,6 +1,8 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
 from . import errors, events
+from ._many import ask_many
+from ._sse import SSE_HEADERS
 from .client import FluxbaseAIChat
 from .config import Limits, Timeouts
 from .errors import (
@@ -37,6 +39,7 @@ from .errors import (
     TurnCancelledError,
     TurnLimitError,
 )
+from .pool import ChatPool, PoolStats
 from .rest import FluxbaseAI, PasswordLogin, RefreshToken
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
 from .stored import (
@@ -49,8 +52,10 @@ from .stored import (
 from .turn import Conversation, Turn
 
 __all__ = [
+    "SSE_HEADERS",
     "ApiError",
     "AuthenticationError",
+    "ChatPool",
     "ChatTimeoutError",
     "Chatbot",
     "ChatbotNotFoundError",
@@ -78,6 +83,7 @@ __all__ = [
     "NotFoundError",
     "PasswordLogin",
     "PermissionDeniedError",
+    "PoolStats",
     "PoolTimeoutError",
     "ProviderError",
     "ProxyError",
@@ -99,6 +105,7 @@ __all__ = [
     "TurnCancelledError",
     "TurnLimitError",
     "Usage",
+    "ask_many",
     "errors",
     "events",
 ]

@@ -135,6 +135,11 @@ class Connection:
         with self._lock:
             return self._protocol.needs_start(conversation_id, chatbot, namespace)
 
+    def forget(self) -> None:
+        """See `ChatProtocol.forget`."""
+        with self._lock:
+            self._protocol.forget()
+
     def send(self, request: Request) -> bool:
         """Register a request and have it written; `False` where the connection is not ready.
 

@@ -72,6 +72,17 @@ class Conversations:
         if self._default is None and not self._by_id:
             self._identity = None
 
+    @property
+    def acts_as_told(self) -> bool:
+        """Whether the identity is the settings', and not one that a start has brought."""
+        return self._identity in {None, (self._default,)}
+
+    def forget(self) -> None:
+        """Know no conversation any more; whom the client acts as stays."""
+        self._by_id.clear()
+        self._texts.clear()
+        self._counts.clear()
+
     # -- what a start gave ------------------------------------------------------------------
 
     def started(self, entry: Entry, received: str) -> None:
@@ -147,8 +158,8 @@ class Conversations:
     def is_latest(self, entry: Entry) -> bool:
         """Whether this client has sent nothing in the conversation behind an entry's message."""
         assert entry.answer is not None  # noqa: S101 - a message has one
-        place = entry.place
-        return place is None or self._counts[entry.answer.conversation_id].sent == place.sent + 1
+        place, count = entry.place, self._counts.get(entry.answer.conversation_id)
+        return place is None or count is None or count.sent == place.sent + 1
 
     def release(self, entry: Entry) -> None:
         """Keep the text of an entry that has ended, and not its answer."""

@@ -21,9 +21,9 @@ from ._deadline import Deadline
 from ._net import Waker
 from ._session import Session
 from .config import RenewableToken
-from .errors import ConnectError, NotConnectedError
+from .errors import ConnectError, LocalProtocolError, NotConnectedError
 
-__all__ = ["Lease", "calling", "tell_of_forks"]
+__all__ = ["Lease", "Loan", "calling", "tell_of_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
@@ -82,6 +82,26 @@ class Lease:
             self._source.function = token
             token = self._source.weakly()
         self.session.use_token(token)
+
+
+class Loan(Lease):
+    """A lease lent to one caller. Taken back, its handles show what was, and begin nothing."""
+
+    __slots__ = ("_lender",)
+
+    def __init__(self, lender: Lease) -> None:  # its end is not the session's
+        self._lender = lender
+        self.session = lender.session
+
+    def use_token(self, token: Any) -> None:  # noqa: ARG002 - whatever it is
+        """Refuse: the connection would be another person's."""
+        raise LocalProtocolError(
+            "a pool's connection keeps its token; give the new one to pool.chat()"
+        )
+
+    def take_back(self) -> None:
+        """End it."""
+        self.session = self.session.retired("the connection has gone back to its pool")
 
 
 class _Source:
@@ -146,7 +166,8 @@ def _at_exit() -> None:
 
 
 def _after_fork_in_child() -> None:
-    for thing in list(_forking):
+    # Sessions first: a pool lets go of its own, whose end must not reach the parent's threads.
+    for thing in sorted(_forking, key=lambda thing: not isinstance(thing, Session)):
         thing.after_fork()
 
 

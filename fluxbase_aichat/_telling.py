@@ -24,7 +24,7 @@ from ._entry import Entry
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
-__all__ = ["Effects", "Telling"]
+__all__ = ["Effects", "Telling", "code_of"]
 
 Effect = Callable[[], object]
 
@@ -70,10 +70,15 @@ class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
     def __init__(
-        self, callbacks: Callbacks, effects: Effects, drained: Callable[[], object]
+        self,
+        callbacks: Callbacks,
+        effects: Effects,
+        drained: Callable[[], object],
+        ended: Callable[[], object],
     ) -> None:
         self.callbacks: Callbacks = callbacks
         self._effects = effects
+        self._ended = ended  # called behind each entry's end
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
@@ -160,7 +165,7 @@ class Telling:
 
     def fail_found(self, entry: Entry, error: FluxbaseChatError) -> None:
         """End an entry with an error that the client found; `on_error` hears of it."""
-        self._fail(entry, error, [Failure(error, _code(error), entry.record.id or "")])
+        self._fail(entry, error, [Failure(error, code_of(error), entry.record.id or "")])
 
     def _fail(
         self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
@@ -188,11 +193,20 @@ class Telling:
         entry.ended = True
         self._end(entry, lambda: answer.finish(done), [done])
 
+    def resolve(self, entry: Entry, conversation_id: str) -> None:
+        """End a start: its conversation has this id."""
+        outcome = entry.outcome
+        assert outcome is not None  # noqa: S101 - a start has one
+        entry.ended = True
+        self._effects.then(lambda: outcome.resolve(conversation_id))
+        self._effects.then(self._ended)
+
     def _end(self, entry: Entry, resolve: Effect, items: Sequence[Item | Failure]) -> None:
         """Wake who waits for the entry, and tell callbacks; whichever comes first resolves it."""
         ending = Ending(resolve)
         self._effects.then(ending)
         self.post(items, entry, ending=ending)
+        self._effects.then(self._ended)
 
 
 class Ending:
@@ -211,8 +225,10 @@ class Ending:
                 self._done = True
 
 
-def _code(error: FluxbaseChatError) -> str:
-    """Return the code that `on_error` gets for what the client found."""
+def code_of(error: FluxbaseChatError) -> str:
+    """Return the server's code, or the one of the SDK for what the client found."""
+    if error.code:
+        return error.code
     if isinstance(error, TimeoutError):
         return "TIMEOUT"
     return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"

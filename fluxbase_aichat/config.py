@@ -36,6 +36,7 @@ __all__ = [
     "named_keywords",
     "parse_endpoint",
     "parse_proxy",
+    "suggest",
 ]
 
 TokenSource = str | Callable[[], str]
@@ -442,7 +443,7 @@ def check_exposure(endpoint: Endpoint) -> None:
         )
 
 
-def _suggest(wrong: str, names: Iterable[str]) -> str:
+def suggest(wrong: str, names: Iterable[str]) -> str:
     """Say which name was probably meant: the SDK's camelCase, or a slip of the pen."""
     known = sorted(names)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", wrong).lower()
@@ -464,7 +465,7 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
         if not names.issuperset(kwargs):
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
-            raise ConfigurationError(f"{what}() has no parameter {wrong}: {_suggest(wrong, names)}")
+            raise ConfigurationError(f"{what}() has no parameter {wrong}: {suggest(wrong, names)}")
         return function(*args, **kwargs)
 
     return checked

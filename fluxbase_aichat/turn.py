@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
@@ -20,6 +20,7 @@ from ._entry import Entry, Record
 from ._lifetime import Lease, calling
 from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
+from ._sse import EventStream, SSEOptions
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
 from .errors import (
@@ -208,7 +209,10 @@ class Turn:
         if self._recovered is None:
             try:
                 question = asked(self._session, self._entry)
-                self._recovered = recover(self._session, answer.conversation_id, question, deadline)
+                # A turn that has gone back to its pool is recovered on its own: the pool may be
+                # about to disconnect what it has lent.
+                session = self._lease.session
+                self._recovered = recover(session, answer.conversation_id, question, deadline)
             except RecoveryError as error:
                 error.sent = self._entry.sent
                 error.partial_text = self.text
@@ -252,14 +256,54 @@ class Turn:
                         return
                     yield delta
 
+    @named_keywords
+    def iter_sse(
+        self,
+        *,
+        heartbeat: float | None = 15.0,
+        include: Iterable[str] = ("progress", "content", "result"),
+        include_sql: bool = False,
+        stop: Callable[[], object] | None = None,
+    ) -> EventStream:
+        """Return the turn as server-sent events, to be streamed to a browser with `SSE_HEADERS`.
+
+        Each item is the bytes of one event: `progress` {step, message}, `content` {delta}, `result`
+        {summary, status, row_count, columns, rows}, and at the end `done` {usage} or `error` {code,
+        message, retryable}. No error of the turn is raised, a cancelled one just ends, and the
+        conversation's id is in none of it.
+
+        Args:
+            heartbeat: seconds of silence after which a comment line is sent, so that proxies keep
+                the connection and a browser that has gone is noticed; `None` for no such lines.
+            include: which of `"progress"`, `"content"` and `"result"` are wanted.
+            include_sql: whether a `result` has the `query` too.
+            stop: asked between events, and at least four times a second; true cancels the turn.
+
+        Closing the iterator cancels the turn, which web servers do when the browser has gone. In
+        the page, close an `EventSource` at `done` and `error`: else it asks again by itself.
+
+        Raises:
+            ConfigurationError: an argument is wrong.
+
+        """
+        options = SSEOptions(
+            heartbeat=heartbeat, include=include, include_sql=include_sql, stop=stop
+        )
+        return EventStream(self._answer, self._read, self.cancel, options)
+
+    def _read(
+        self, position: Position, deadline: Deadline
+    ) -> tuple[list[events.Event | ContentRun], bool]:
+        with self._waiting():
+            return self._answer.read(position, deadline)
+
     def _items(self) -> Iterator[events.Event | ContentRun]:
         answer = self._answer
         forever = Deadline(None)
         position = Position()
         last = False
         while not last:
-            with self._waiting():
-                items, last = answer.read(position, forever)
+            items, last = self._read(position, forever)
             for item in items:
                 if answer.cancelled:
                     return

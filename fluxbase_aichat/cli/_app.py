@@ -9,6 +9,7 @@ import click
 from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
 
 from ._harmless import harmless
+from .batch import batch
 from .demo import demo
 from .serve import serve
 
@@ -31,7 +32,7 @@ def app() -> None:
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve):
+for _command in (demo, serve, batch):
     app.add_command(_command)
 
 
