@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
         for group in rows.groups(options.deltas, options.rows, options.scale)
         if options.only in group.title
     ]
+    if hasattr(os, "getloadavg"):
+        notes.append(f"load average before the first run: {os.getloadavg()[0]:.1f}")
     results = list(zip(groups, _measure(groups, options.runs, left_out), strict=True))
     command = " ".join(
         ["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)]

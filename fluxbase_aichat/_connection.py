@@ -87,8 +87,11 @@ class Connection:
         self._connect = connect
         self._delay = delay
         self._waker = Waker()
-        # Guards the six below. It is never taken twice: it is asked whether it is (`at_work`).
+        # Guards the eight below. It is never taken twice: it is asked whether it is (`at_work`).
         self._lock = threading.RLock()
+        self.hastened = False
+        """Whether it got less time than whoever opened it has."""
+        self._opening: Deadline | None = None
         self._protocol = ChatProtocol()
         self._outgoing: list[tuple[bytes, Request | None]] = []
         self._open = False
@@ -156,6 +159,15 @@ class Connection:
                 raise
         self._waker.wake()
         return True
+
+    def hasten(self, seconds: float) -> None:
+        """Open within so many seconds from now, if it is not open by then."""
+        with self._lock:
+            self.hastened = True
+            self._connect = seconds
+            if self._opening is not None:
+                self._opening.hasten(seconds)
+        self._waker.wake()
 
     def cancel(self, request: Message) -> bool:
         """Cancel a turn on the wire; `False` when it is not on the wire any more."""
@@ -234,7 +246,8 @@ class Connection:
     def _open_transport(self) -> Transport:
         pause(self._delay, self._clock, self._waker)
         self._settings = self._sink.settings  # its token may have been replaced meanwhile
-        deadline = Deadline(self._connect, self._clock)
+        with self._lock:
+            deadline = self._opening = Deadline(self._connect, self._clock)
         try:
             return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
@@ -279,10 +292,12 @@ class Connection:
                     return ConnectionLostError("the client was disconnected")
             transport.flush()
             now = self._clock()
-            if self._unwritten is not None and transport.written >= self._written_at:
-                # Written as a whole: from here on its time counts.
-                watch.wrote(self._unwritten, now)
-                self._unwritten = None
+            if self._unwritten is not None:
+                self._unwritten.stuck = transport.written < self._written_at
+                if not self._unwritten.stuck:
+                    # Written as a whole: from here on its time counts.
+                    watch.wrote(self._unwritten, now)
+                    self._unwritten = None
             if draining and outgoing:
                 watch.drains(now)
 

@@ -67,10 +67,15 @@ class Conversations:
                 "make a client for each user"
             )
 
-    def start_failed(self) -> None:
-        """Release the identity that a first start claimed: it has fixed nothing."""
-        if self._default is None and not self._by_id:
-            self._identity = None
+    def start_failed(self) -> bool:
+        """Release the identity that a first start claimed; say whether that was somebody else's.
+
+        Then a connection that has seen the start may act as that user (PROTOCOL 4.5).
+        """
+        if self._default is not None or self._by_id or self._identity is None:
+            return False
+        (user,), self._identity = self._identity, None
+        return user is not None
 
     @property
     def acts_as_told(self) -> bool:

@@ -34,6 +34,12 @@ class Deadline:
         """Whether the moment has come."""
         return self._at is not None and self._clock() >= self._at
 
+    def hasten(self, seconds: float) -> None:
+        """Come no later than so many seconds from now; who waits has to look again."""
+        at = self._clock() + seconds
+        if self._at is None or at < self._at:
+            self._at = at
+
     def sooner(self, seconds: float | None) -> Deadline:
         """Return a deadline of this one and `seconds` from now, whichever comes first."""
         other = Deadline(seconds, self._clock)

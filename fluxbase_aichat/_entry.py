@@ -81,11 +81,12 @@ class Entry:
     """How often the connection was lost under its start, before its message was written."""
 
     @property
-    def sent(self) -> bool:
-        """Whether what the caller asked for was written."""
-        if self.outcome is not None:
-            return self.request is not None
-        return isinstance(self.request, Message)
+    def sent(self) -> bool | None:
+        """Whether what the caller asked for was written; `None` while a write is stuck."""
+        request = self.request
+        if request is None or (self.outcome is None and not isinstance(request, Message)):
+            return False
+        return None if request.stuck else True
 
     def after_fork(self, error: FluxbaseChatError) -> None:
         """Fail, in a child process."""

@@ -143,7 +143,7 @@ def _watch_the_exit() -> None:
 
 
 def _at_exit() -> None:
-    sessions = [lease.session for lease in list(_leases)]
+    sessions = [lease.session for lease in _all_leases()]
     turns = sum(session.untold() for session in sessions)
     if turns:
         # The callbacks of an answer just read are a moment behind it.
@@ -163,6 +163,14 @@ def _at_exit() -> None:
     deadline = Deadline(_LAST_WORDS_SECONDS)
     for connection in connections:
         connection.join(deadline.remaining())
+
+
+def _all_leases() -> list[Lease]:
+    while True:
+        try:
+            return list(_leases)
+        except RuntimeError:
+            pass  # another thread has just made a client
 
 
 def _after_fork_in_child() -> None:

@@ -152,7 +152,7 @@ def asked(session: Session, entry: Entry) -> Question:
     Raises `RecoveryError` where its answer cannot be found again.
     """
     answer, place = entry.answer, entry.place
-    if answer is None or place is None or not entry.sent:
+    if answer is None or place is None or entry.sent is False:
         raise RecoveryError("the message was never sent", reason="failed", hint="send it again")
     if isinstance(answer.error, _TOLD):
         raise RecoveryError("the server ended the turn with an error", reason="failed")

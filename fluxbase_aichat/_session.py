@@ -54,6 +54,8 @@ State = Literal["new", "connecting", "connected", "reconnecting", "lost", "disco
 
 # Cancelled connections that drain out of sight; the server ends each when its turn has ended.
 _MAX_DRAINING = 4
+# The errors that say that a connection acts as nobody else (start_errors, impersonation).
+_NOT_IMPERSONATED = frozenset({"FORBIDDEN", "USER_ERROR", "USER_NOT_FOUND"})
 # What an I/O thread may need for its last steps when its deadline has come.
 _JOIN_SECONDS = 1.0
 
@@ -89,7 +91,8 @@ class Session:
         # A connection that was there is being replaced, as often as the backoff allows. One that
         # a call asks for is tried once, for that call.
         self._recovering = False
-        self._impatient = False  # who asked for the connection gave it less time than others do
+        # Who asked for the connection gave it less time than others do, or more.
+        self._impatient = self._patient = False
         self._abandoned = ""  # why nothing can be begun any more
         self._when_idle: Callable[[], object] | None = None
         self._blocked = 0
@@ -144,14 +147,17 @@ class Session:
     @contextlib.contextmanager
     def blocking(self) -> Iterator[None]:
         """Say that a thread waits for what is read: reading does not pause meanwhile."""
-        with self._effects, self._lock:
-            self._blocked += 1
-        self._resume()
+        counted = False
         try:
+            with self._effects, self._lock:
+                self._blocked += 1
+                counted = True
+            self._resume()
             yield
         finally:
-            with self._effects, self._lock:
-                self._blocked -= 1
+            if counted:
+                with self._effects, self._lock:
+                    self._blocked -= 1
 
     def paused(self) -> bool:
         """Whether reading has to wait until callbacks have taken what there is (promise 9)."""
@@ -187,7 +193,7 @@ class Session:
                 self._open(patience)
                 # It ends at the same deadline, and says what it was waiting for.
                 patience = None if patience is None else patience + _JOIN_SECONDS
-            opening = self._opening
+            opening, connection = self._opening, self._current
         with self.blocking():
             opened = opening.wait(patience)
         if not opened:
@@ -197,7 +203,7 @@ class Session:
         try:
             opening.get()
         except ConnectTimeoutError:
-            if mine or deadline.expired:
+            if deadline.expired or (mine and not (connection and connection.hastened)):
                 raise
             return False
         return True
@@ -247,7 +253,7 @@ class Session:
         """End a call whose own time is up; what comes late for it reaches nobody else."""
         with self._effects, self._lock:
             error: FluxbaseChatError
-            if entry.sent and entry.answer is not None:
+            if entry.sent is not False and entry.answer is not None:
                 error = ChatTimeoutError("the answer was not whole in time", phase="turn")
             elif self._state == "connected":
                 error = ChatTimeoutError("the conversation was not started in time", phase="start")
@@ -414,6 +420,10 @@ class Session:
                 "the client was disconnected", sent=False, hint="connect() opens it again"
             )
         self._queue.append(entry)
+        limit = self.settings.timeouts.connect
+        if self._patient and limit is not None and self._current is not None:
+            self._patient = False
+            self._current.hasten(limit)
         self._advance()
 
     def _advance(self) -> None:
@@ -497,6 +507,7 @@ class Session:
         """Open a connection in place of the current one."""
         limit = self.settings.timeouts.connect
         self._impatient = seconds is not None and (limit is None or seconds < limit)
+        self._patient = limit is not None and (seconds is None or seconds > limit)
         self._numbers += 1
         if not self._telling.connected_before:
             self._telling.begin()
@@ -537,6 +548,7 @@ class Session:
         self._fail_opening(error)
         while self._queue:
             self._fail(self._queue.popleft(), error)
+        self._conversations.start_failed()
         self._rest()
 
     def _fail_opening(self, error: FluxbaseChatError) -> None:
@@ -567,6 +579,7 @@ class Session:
         with self._effects, self._lock:
             if connection is self._current:
                 self._state = "connected"
+                self._patient = False
                 self._opened_at = self.clock()
                 self._recovering = True
                 # Who connects from now on waits for another opening: this one is decided.
@@ -740,6 +753,12 @@ class Session:
                     self._telling.fail(entry, error_of(item), [item])
                 elif isinstance(item, Malformed):
                     self._fail(entry, error_of(item))
-                if not self._queue:
-                    self._conversations.start_failed()
+                other = not self._queue and self._conversations.start_failed()
+                if (
+                    other
+                    and isinstance(item, events.ErrorEvent)
+                    and item.code not in _NOT_IMPERSONATED
+                ):
+                    connection.close()  # nobody knows whom it acts as now
+                    self._replace()
             self._advance()

@@ -174,7 +174,7 @@ class Telling:
         error = fresh(error)
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
-            error.retryable = not error.sent
+            error.retryable = error.sent is False
         told = bool(items) and self.callbacks.on_error is not None
         outcome, answer = entry.outcome, entry.answer
 

@@ -360,7 +360,7 @@ class Turn:
     def __repr__(self) -> str:
         answer = self._answer
         if not answer.ended.is_set():
-            state = answer.step or ("sent" if self._entry.sent else "queued")
+            state = answer.step or ("queued" if self._entry.sent is False else "sent")
         elif answer.error is None:
             state = "whole"
         else:

@@ -985,6 +985,28 @@ def test_r11_an_impatient_call_fails_alone(other) -> None:
         chat.disconnect()
 
 
+@pytest.mark.parametrize("patience", [60.0, None])
+def test_r11_a_patient_call_holds_up_nobody(patience) -> None:
+    """What others asked for meanwhile ends after the settings' time; the patient call goes on."""
+    asked = Gate()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        asked.open()
+        peer.until_closed()
+
+    with RawServer(stuck, Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, timeouts=Timeouts(connect=0.2))
+        patient = run(chat.connect, timeout=patience)
+        asked.wait()
+        with pytest.raises(ConnectTimeoutError, match=r"0\.2 s") as caught:
+            chat.ask("support", "Hi")
+        assert caught.value.sent is False
+        patient.result()
+        assert "You said: Hi" == chat.ask("support", "Hi").text
+        chat.disconnect()
+
+
 # -- X16 ------------------------------------------------------------------------------------
 
 EIGHT_HOURS = 8 * 3600.0

@@ -16,6 +16,7 @@ from fluxbase_aichat.errors import (
     ChatbotNotFoundError,
     ChatTimeoutError,
     ConfigurationError,
+    ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
     LocalProtocolError,
@@ -114,10 +115,14 @@ def test_c02_the_second_keeps_its_identity() -> None:
         peer.recv_json()
         begun.wait()
         peer.send_text(error("Chatbot not found or disabled", "CHATBOT_NOT_FOUND"))
+        peer.until_closed()
+
+    def second_script(peer: Peer) -> None:
+        peer.accept()
         assert "bob" == peer.start(CID)["impersonate_user_id"]
         peer.until_closed()
 
-    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+    with RawServer(script, second_script) as server, FluxbaseAIChat(server.url) as chat:
         wait = counting(chat)
         first = run(chat.start_chat, "nobody", impersonate_user_id="bob")
         wait()
@@ -134,6 +139,37 @@ def test_c02_the_second_keeps_its_identity() -> None:
             first.result()
         failed.open()
         assert CID == second.result()
+
+
+def test_c02_another_user_gets_another_connection() -> None:
+    """After a start that failed as somebody, nobody knows whom its connection acts as."""
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        assert "bob" == peer.recv_json()["impersonate_user_id"]
+        peer.send_text(error("Chatbot not found or disabled", "CHATBOT_NOT_FOUND"))
+        peer.until_closed()
+
+    def own(peer: Peer) -> None:
+        peer.accept()
+        assert "impersonate_user_id" not in peer.start(CID)
+        peer.until_closed()
+
+    with RawServer(script, own) as server, FluxbaseAIChat(server.url) as chat:
+        with pytest.raises(ChatbotNotFoundError):
+            chat.start_chat("nobody", impersonate_user_id="bob")
+        assert CID == chat.start_chat("support")
+
+
+def test_c02_a_start_that_was_never_sent_fixes_nobody() -> None:
+    """Whom a start wanted to act as is free again when there was no connection for it."""
+    with RawServer(lambda peer: peer.refuse("500 Oops"), Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, reconnect_attempts=0)
+        with pytest.raises(ConnectError):
+            chat.start_chat("support", impersonate_user_id="bbo")
+        chat.start_chat("support", impersonate_user_id="bob")
+        chat.disconnect()
+        assert ["bob"] == [m["impersonate_user_id"] for _, m in server.received]
 
 
 def test_c02_message_whose_start_fails() -> None:
