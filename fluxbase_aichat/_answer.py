@@ -10,7 +10,8 @@ import copy
 import logging
 import threading
 from _thread import allocate_lock  # a gate: it guards nothing, and another thread releases it
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from . import events
@@ -19,15 +20,11 @@ from ._wire import ContentRun, Item
 from .errors import FluxbaseChatError, NotConnectedError, TurnCancelledError
 from .results import QueryResult, Reply, ToolOutput
 
-__all__ = ["Answer", "Flag", "Outcome", "Text", "fresh"]
+__all__ = ["Answer", "Flag", "Outcome", "Position", "Text", "fresh"]
 
 E = TypeVar("E", bound=FluxbaseChatError)
 
 _log = logging.getLogger("fluxbase_aichat.turn")
-
-# Ctrl-C does not end the wait for a lock on Windows, nor anywhere when it comes in the moment in
-# which the wait begins. So it may come so many seconds late.
-_SLICE = 0.5
 
 # What the caller brought about is no news to it.
 _OWN_DOING = (TurnCancelledError, NotConnectedError)
@@ -35,8 +32,10 @@ _OWN_DOING = (TurnCancelledError, NotConnectedError)
 # The steps in which a tool runs.
 _TOOL_STEPS = frozenset({"querying", "executing"})
 
-# Where a tail of deltas is joined: often enough to free them, seldom enough to cost nothing.
-_TAIL = 4096
+# So many deltas are a run, and in so many of the newest runs they are kept apart: some ten
+# thousand, as many as come while a thread that iterates waits for its turn.
+_RUN = 4096
+_LOOSE_RUNS = 8
 
 
 def fresh(error: E) -> E:
@@ -47,56 +46,73 @@ def fresh(error: E) -> E:
 
 
 class Text:
-    """The text of an answer, in segments: tools ran between them. Not thread-safe."""
+    """The text of an answer, in segments: tools ran between them. Not thread-safe.
+
+    It is kept in runs of deltas, which are those of the answer's log too. The newest are as they
+    came; in those before, each run's deltas are joined: a string of its own for each word takes
+    ten times the memory of its text.
+    """
 
     def __init__(self) -> None:
-        self._segments: list[list[str]] = []
-        self._tail: list[str] = []
+        self._segments: list[list[ContentRun]] = []
+        self._open: ContentRun | None = None
+        self._loose: deque[ContentRun] = deque()
         self._value: str | None = ""
+        self._texts: tuple[str, ...] | None = ()
 
-    def add(self, deltas: list[str]) -> None:
-        """Append."""
-        self._value = None
-        self._tail.extend(deltas)
-        if len(self._tail) > _TAIL:
-            self._join()
+    def add(self, run: ContentRun) -> ContentRun | None:
+        """Append; return the run that this begins, or `None` when the last one has grown."""
+        self._value = self._texts = None
+        last = self._open
+        if last is not None and len(last.deltas) < _RUN and last.rest is run.rest:
+            last.deltas.extend(run.deltas)
+            return None
+        # One of its own: that which came may be in the hands of the callback thread.
+        begun = self._open = _with(run, run.deltas.copy())
+        if not self._segments:
+            self._segments.append([])
+        self._segments[-1].append(begun)
+        self._loose.append(begun)
+        if len(self._loose) > _LOOSE_RUNS:
+            past = self._loose.popleft()
+            # A new list: who is in the middle of the old one goes on there.
+            past.deltas = ["".join(past.deltas)]
+        return begun
+
+    def close(self) -> None:
+        """What comes next begins a run: something else came between."""
+        self._open = None
 
     def split(self) -> None:
         """End a segment."""
-        self._join()
+        self.close()
         if self._segments and self._segments[-1]:
             self._segments.append([])
-
-    def _join(self) -> None:
-        tail = "".join(self._tail)
-        self._tail.clear()
-        if tail:
-            if not self._segments:
-                self._segments.append([])
-            self._segments[-1].append(tail)
 
     @property
     def segments(self) -> tuple[str, ...]:
         """The segments that have text in them."""
-        self._join()
-        return tuple("".join(parts) for parts in self._segments if parts)
+        if self._texts is None:
+            texts = ("".join([d for run in runs for d in run.deltas]) for runs in self._segments)
+            self._texts = tuple(text for text in texts if text)
+        return self._texts
 
     @property
     def value(self) -> str:
         """All of it."""
         if self._value is None:
-            self._value = "".join(self.segments)
+            self._value = "".join(self.segments)  # of one segment, the same string
         return self._value
 
 
-def _pass(gate: threading.Lock, seconds: float | None) -> None:
-    """Wait until another thread releases the gate, or the time is up."""
+def _pass(gate: threading.Lock, seconds: float | None, passed: Callable[[], bool]) -> None:
+    """Wait until another thread releases the gate, or the time is up.
+
+    Ctrl-C may have kept that thread from releasing it: so look whether it has `passed`, too.
+    """
     deadline = Deadline(seconds)
-    left = deadline.remaining()
-    while not gate.acquire(timeout=_SLICE if left is None else min(left, _SLICE)):
-        left = deadline.remaining()
-        if left == 0.0:
-            return
+    while not (gate.acquire(timeout=deadline.slice()) or passed() or deadline.expired):
+        pass
 
 
 class Flag:
@@ -128,7 +144,7 @@ class Flag:
         try:
             # Looked at behind the append: `set` has seen the gate, or is seen here.
             if not self._is_set:
-                _pass(gate, seconds)
+                _pass(gate, seconds, self.is_set)
         finally:
             try:
                 self._waiting.remove(gate)
@@ -182,6 +198,39 @@ class Outcome:
         return self._value
 
 
+class Position:
+    """How far an iterator has come in an answer's log, whose last run may grow."""
+
+    def __init__(self) -> None:
+        self._index = 0
+        # The deltas of the last run, if one was last, and how many of them were taken.
+        self._last = ContentRun("", [], {})
+        self._deltas: list[str] | None = None
+        self._taken = 0
+
+    def advance(self, log: list[events.Event | ContentRun]) -> list[events.Event | ContentRun]:
+        """Return what is behind it, and go to the end."""
+        items: list[events.Event | ContentRun] = []
+        if self._deltas is not None and len(self._deltas) > self._taken:
+            # Not the run's: they may have been joined since, in another list.
+            items.append(_with(self._last, self._deltas[self._taken :]))
+        new = log[self._index :]
+        if new:
+            self._index = len(log)
+            self._deltas = None
+            last = new[-1]
+            if isinstance(last, ContentRun):
+                self._last, self._deltas = last, last.deltas
+                new[-1] = _with(last, last.deltas.copy())  # it may grow while it is read
+        if self._deltas is not None:
+            self._taken = len(self._deltas)
+        return items + new
+
+
+def _with(run: ContentRun, deltas: list[str]) -> ContentRun:
+    return ContentRun(run.conversation_id, deltas, run.rest)
+
+
 class Answer:
     """One turn's answer as it grows. Thread-safe; its lock is held for nothing else."""
 
@@ -222,6 +271,8 @@ class Answer:
             if self.ended.is_set():
                 return False
             self.size += size
+            if not self._keep:
+                self._log.clear()
             for item in items:
                 self._take(item)
             self._wake()
@@ -231,8 +282,12 @@ class Answer:
         if isinstance(item, ContentRun):
             if self._first_at is None:
                 self._first_at = self._clock()
-            self.text.add(item.deltas)
-        elif isinstance(item, events.Progress):
+            begun = self.text.add(item)
+            if begun is not None and self._keep:
+                self._log.append(begun)
+            return
+        self.text.close()
+        if isinstance(item, events.Progress):
             self.step = item.step
             if item.step in _TOOL_STEPS:
                 self.text.split()  # its result may never come (PROTOCOL 4.12)
@@ -244,9 +299,7 @@ class Answer:
             self.tool_results.append(item.output)
             if item.output.query_result is not None:
                 self.query_results.append(item.output.query_result)
-        if not self._keep:
-            self._log.clear()
-        elif isinstance(item, (events.Event, ContentRun)):
+        if self._keep and isinstance(item, events.Event):
             self._log.append(item)
 
     def finish(self, done: events.Done) -> bool:
@@ -322,18 +375,19 @@ class Answer:
             return self.text.value
 
     def read(
-        self, position: int, deadline: Deadline
+        self, position: Position, deadline: Deadline
     ) -> tuple[list[events.Event | ContentRun], bool]:
-        """Wait for events from `position` on; return them, and whether these are the last."""
+        """Wait for what is behind a position, and move it there; return whether it is the last."""
         while True:
             with self._lock:
                 ended = self.ended.is_set()
-                if len(self._log) > position or ended or deadline.expired:
-                    return self._log[position:], ended
+                items = position.advance(self._log)
+                if items or ended or deadline.expired:
+                    return items, ended
                 gate = allocate_lock()
                 gate.acquire()  # the I/O thread releases it
                 self._readers.append(gate)
-            _pass(gate, deadline.remaining())
+            _pass(gate, deadline.remaining(), self.ended.is_set)
 
     def reply(self) -> Reply:
         """Return the whole answer as a value; it must be whole."""

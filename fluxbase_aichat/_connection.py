@@ -15,7 +15,7 @@ from typing import Protocol
 
 import attrs
 
-from ._deadline import Clock, Deadline
+from ._deadline import Clock, Deadline, join
 from ._handshake import Redactor
 from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
@@ -44,6 +44,9 @@ _log = logging.getLogger("fluxbase_aichat.connection")
 
 class Sink(Protocol):
     """Who is told what happens on a connection: always on its I/O thread, holding no lock."""
+
+    settings: Settings
+    """Those of the next connection: its token may be another one by then."""
 
     def opened(self, connection: Connection) -> None:
         """Requests can be sent."""
@@ -85,7 +88,11 @@ class Connection:
         self._connect = connect
         self._delay = delay
         self._waker = Waker()
-        self._lock = threading.Lock()  # guards the six below
+        # Guards the eight below. It is never taken twice: it is asked whether it is (`at_work`).
+        self._lock = threading.RLock()
+        self.hastened = False
+        """Whether it got less time than whoever opened it has."""
+        self._opening: Deadline | None = None
         self._protocol = ChatProtocol()
         self._outgoing: list[tuple[bytes, Request | None]] = []
         self._open = False
@@ -115,6 +122,11 @@ class Connection:
     def discard(self) -> None:
         """Free what it has; its thread was never started."""
         self._waker.close()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether the calling thread is inside, under the lock."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
 
     @property
     def ready(self) -> bool:
@@ -148,6 +160,15 @@ class Connection:
                 raise
         self._waker.wake()
         return True
+
+    def hasten(self, seconds: float) -> None:
+        """Open within so many seconds from now, if it is not open by then."""
+        with self._lock:
+            self.hastened = True
+            self._connect = seconds
+            if self._opening is not None:
+                self._opening.hasten(seconds)
+        self._waker.wake()
 
     def cancel(self, request: Message) -> bool:
         """Cancel a turn on the wire; `False` when it is not on the wire any more."""
@@ -188,11 +209,9 @@ class Connection:
 
     def join(self, seconds: float | None) -> None:
         """Wait for the I/O thread's end; not when called on it, or before it has started."""
+        # One that another thread is about to start finds the waker stopped, and ends.
         if self._thread is not threading.current_thread():
-            try:
-                self._thread.join(seconds)
-            except RuntimeError:
-                pass  # another thread is about to start it; it finds the waker stopped, and ends
+            join(self._thread, Deadline(seconds))
 
     # -- the I/O thread ---------------------------------------------------------------------
 
@@ -227,7 +246,9 @@ class Connection:
 
     def _open_transport(self) -> Transport:
         pause(self._delay, self._clock, self._waker)
-        deadline = Deadline(self._connect, self._clock)
+        self._settings = self._sink.settings  # its token may have been replaced meanwhile
+        with self._lock:
+            deadline = self._opening = Deadline(self._connect, self._clock)
         try:
             try:
                 return self._shake_hands(deadline)
@@ -262,7 +283,7 @@ class Connection:
             raise AuthenticationError(str(error), sent=False) from None
         except FluxbaseChatError:
             raise
-        except Exception as error:
+        except BaseException as error:  # the user's, whatever it is: sys.exit() too
             if isinstance(error, TimeoutError) and deadline.expired:
                 raise ConnectTimeoutError("no connection in time: waiting for token()") from None
             raise AuthenticationError(
@@ -290,10 +311,12 @@ class Connection:
                     return ConnectionLostError("the client was disconnected")
             transport.flush()
             now = self._clock()
-            if self._unwritten is not None and transport.written >= self._written_at:
-                # Written as a whole: from here on its time counts.
-                watch.wrote(self._unwritten, now)
-                self._unwritten = None
+            if self._unwritten is not None:
+                self._unwritten.stuck = transport.written < self._written_at
+                if not self._unwritten.stuck:
+                    # Written as a whole: from here on its time counts.
+                    watch.wrote(self._unwritten, now)
+                    self._unwritten = None
             if draining and outgoing:
                 watch.drains(now)
 
@@ -307,7 +330,9 @@ class Connection:
             payloads = [] if paused else transport.receive()
             now = self._clock()
             signs = (transport.pongs, transport.buffered)
-            if payloads or paused or signs != heard:
+            if paused:
+                watch.paused(now)
+            elif payloads or signs != heard:
                 heard = signs  # a pong, or more of a message that is not whole yet
                 watch.heard(now)
             if payloads and closing is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from ._answer import Answer
 from ._entry import Entry, Record
 from .errors import ConversationNotResumedError, IdentityConflictError
 
@@ -50,10 +51,15 @@ class Conversations:
                 "make a client for each user"
             )
 
-    def start_failed(self) -> None:
-        """Release the identity that a first start claimed: it has fixed nothing."""
-        if self._default is None and not self._by_id:
-            self._identity = None
+    def start_failed(self) -> bool:
+        """Release the identity that a first start claimed; say whether that was somebody else's.
+
+        Then a connection that has seen the start may act as that user (PROTOCOL 4.5).
+        """
+        if self._default is not None or self._by_id or self._identity is None:
+            return False
+        (user,), self._identity = self._identity, None
+        return user is not None
 
     @property
     def acts_as_told(self) -> bool:
@@ -95,6 +101,12 @@ class Conversations:
             self._by_id[received] = record
         record.id = received
         record.started = True
+
+    def written(self, record: Record, answer: Answer) -> None:
+        """Keep the answer that a conversation gets now, whichever of its handles asked."""
+        record.answer = answer
+        record.started = True
+        self._by_id[answer.conversation_id] = record
 
     def release(self, entry: Entry) -> None:
         """Keep the text of an entry that has ended, and not its answer."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "Deadline"]
+__all__ = ["SLICE", "Clock", "Deadline", "join"]
+
+# Ctrl-C does not end the wait for a lock on Windows, nor anywhere when it comes in the moment in
+# which the wait begins. So it may come so many seconds late.
+SLICE = 0.5
 
 Clock = Callable[[], float]
 """Returns seconds that only grow: `time.monotonic`, or a test's."""
@@ -29,9 +34,26 @@ class Deadline:
         """Whether the moment has come."""
         return self._at is not None and self._clock() >= self._at
 
+    def hasten(self, seconds: float) -> None:
+        """Come no later than so many seconds from now; who waits has to look again."""
+        at = self._clock() + seconds
+        if self._at is None or at < self._at:
+            self._at = at
+
     def sooner(self, seconds: float | None) -> Deadline:
         """Return a deadline of this one and `seconds` from now, whichever comes first."""
         other = Deadline(seconds, self._clock)
         if other._at is None or (self._at is not None and self._at < other._at):
             return self
         return other
+
+    def slice(self) -> float:
+        """Seconds to wait before looking again whether Ctrl-C has come."""
+        left = self.remaining()
+        return SLICE if left is None else min(left, SLICE)
+
+
+def join(thread: threading.Thread, deadline: Deadline) -> None:
+    """Wait for the end of a thread that was started."""
+    while thread.is_alive() and not deadline.expired:
+        thread.join(deadline.slice())

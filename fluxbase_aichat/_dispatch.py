@@ -19,7 +19,7 @@ import attrs
 
 from . import events
 from ._answer import Answer
-from ._deadline import Deadline
+from ._deadline import Deadline, join
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
@@ -151,8 +151,8 @@ class Post:
     items: Sequence[Item | Failure]
     answer: Answer | None = None
     """The turn that they belong to; once it is cancelled they are dropped."""
-    last: bool = False
-    """Whether the turn has ended with them."""
+    ending: Callable[[], object] | None = None
+    """What ends the turn, if it ends with them; it may have been called before."""
     stray: bool = False
     """Whether they belong to no request: only `on_event` hears of them."""
     size: int = 0
@@ -236,8 +236,10 @@ class Dispatcher:
 
     def _join(self, post: Post) -> bool:
         """Add a run to the one that waits, as one delta: many of them cost more than their text."""
-        last = self._queue[-1] if self._queue else None
-        if last is None or last.answer is not post.answer or post.last or len(post.items) != 1:
+        if not self._queue or post.ending is not None or len(post.items) != 1:
+            return False
+        last = self._queue[-1]
+        if last.answer is not post.answer:
             return False
         waiting, coming = last.items[-1], post.items[0]
         if not (
@@ -265,7 +267,7 @@ class Dispatcher:
     def untold(self) -> int:
         """How many ends of turns are posted and not told as a whole. Takes no lock."""
         posts = [*list(self._queue), *([self._running] if self._running else [])]
-        answers = [post.answer for post in posts if post.last]
+        answers = [post.answer for post in posts if post.ending is not None]
         return sum(answer is not None and not answer.cancelled for answer in answers)
 
     def abandon(self) -> None:
@@ -282,9 +284,11 @@ class Dispatcher:
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
         with self._lock:
-            return self._posted.wait_for(
-                lambda: not (self._queue or self._busy), deadline.remaining()
-            )
+            while self._queue or self._busy:
+                if deadline.expired:
+                    return False
+                self._posted.wait(deadline.slice())
+            return True
 
     def rest(self, wants: int | None = None) -> None:
         """End the thread when all that was posted is told; does not wait for it.
@@ -306,11 +310,9 @@ class Dispatcher:
             if not self._wanted:
                 self._drop()  # it was never started
             return
+        # One that another thread is just starting has nothing to tell, and ends.
         if thread is not threading.current_thread():
-            try:
-                thread.join(deadline.remaining())
-            except RuntimeError:
-                return  # another thread is just starting it; it has nothing to tell, and ends
+            join(thread, deadline)
         if thread.is_alive() and not self._wanted:
             self._drop()
             if not self._busy and thread is not threading.current_thread():
@@ -350,6 +352,8 @@ class Dispatcher:
 
     def _tell(self, post: Post, drops: int) -> None:
         answer = post.answer
+        if post.ending is not None:
+            post.ending()
         if answer is not None and answer.callbacks_run.is_set():
             return  # it came together with the end that was told already
         for item in post.items:
@@ -383,11 +387,18 @@ class Dispatcher:
             for event in run.events():
                 if self._silent(answer, drops):
                     return
-                self._call(on_content, event, event.delta, conversation_id)
-                self._call(on_event, event, event)
+                if on_content is not None:
+                    self._call(on_content, event, event.delta, conversation_id)
+                try:
+                    on_event(event)
+                except BaseException as error:  # noqa: BLE001 - the user's, whatever it is
+                    self._failed(error, event)
         elif on_content is not None:
             for delta in run.deltas:
-                if self._silent(answer, drops):
+                # The first two spare a call for each delta of a turn that goes well.
+                if (
+                    self._drops != drops or (answer is not None and answer.error is not None)
+                ) and self._silent(answer, drops):
                     return
                 try:
                     on_content(delta, conversation_id)
@@ -451,5 +462,5 @@ class Dispatcher:
 
 def _told(post: Post) -> None:
     """Wake those who wait for a turn's callbacks, if it has ended with this post."""
-    if post.last and post.answer is not None:
+    if post.ending is not None and post.answer is not None:
         post.answer.callbacks_run.set()

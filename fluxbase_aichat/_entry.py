@@ -30,6 +30,10 @@ class Record:
     text: str = ""
     """The last answer's text, once it has ended."""
 
+    def same(self, other: Record) -> bool:
+        """Whether they are one conversation: two handles may have been made before its start."""
+        return self is other or (self.id is not None and self.id == other.id)
+
     def accumulated(self) -> str:
         """Return the text of the newest answer so far."""
         answer = self.answer
@@ -61,11 +65,12 @@ class Entry:
     """How often the connection was lost under its start, before its message was written."""
 
     @property
-    def sent(self) -> bool:
-        """Whether what the caller asked for was written."""
-        if self.outcome is not None:
-            return self.request is not None
-        return isinstance(self.request, Message)
+    def sent(self) -> bool | None:
+        """Whether what the caller asked for was written; `None` while a write is stuck."""
+        request = self.request
+        if request is None or (self.outcome is None and not isinstance(request, Message)):
+            return False
+        return None if request.stuck else True
 
     def after_fork(self, error: FluxbaseChatError) -> None:
         """Fail, in a child process."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-import email.utils
 import json
 import math
 import re
@@ -160,6 +159,8 @@ def _retry_after(value: str | None, body: object) -> float | None:
     try:
         seconds = float(value or "")
     except ValueError:
+        import email.utils  # noqa: PLC0415 - 4 ms of every import, and only a refusal needs it
+
         try:
             moment = email.utils.parsedate_to_datetime(value or "").timestamp()
         except (ValueError, TypeError, OverflowError):

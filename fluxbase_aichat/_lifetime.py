@@ -14,7 +14,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from ._deadline import Deadline
 from ._session import Session
@@ -50,6 +50,7 @@ class Lease:
         self.session: Session = session
         # Held here only, and not by the session: they may hold the client.
         self._callbacks = callbacks
+        self._source = _Source()
         self.use_token(session.settings.token)
         _leases.add(self)
         watch_forks(session)
@@ -58,9 +59,11 @@ class Lease:
 
     def use_token(self, token: Any) -> None:
         """Take a token for the next connection; raise `ConfigurationError` for a bad one."""
-        source = _Source(token)
-        self.session.use_token(source.weakly() if callable(token) else token)
-        self._source = source
+        if callable(token):
+            # The same one for good: a connection that is being opened may be about to ask it.
+            self._source.function = token
+            token = self._source.weakly()
+        self.session.use_token(token)
 
 
 class Loan(Lease):
@@ -86,10 +89,9 @@ class Loan(Lease):
 class _Source:
     """What gives tokens; held by the lease alone, because it may hold the client too."""
 
-    __slots__ = ("__weakref__", "_function")
+    __slots__ = ("__weakref__", "function")
 
-    def __init__(self, function: Any) -> None:
-        self._function = function
+    function: Callable[[], str]
 
     def weakly(self) -> Callable[[], str]:
         """Return a function that asks it as long as it is there."""
@@ -99,7 +101,7 @@ class _Source:
             source = reference()
             if source is None:
                 raise NotConnectedError("the client is gone")
-            return cast("str", source._function())  # noqa: SLF001 - of this module's own class
+            return source.function()
 
         return token
 
@@ -111,7 +113,7 @@ def _watch_the_exit() -> None:
 
 
 def _at_exit() -> None:
-    sessions = [lease.session for lease in list(_leases)]
+    sessions = [lease.session for lease in _all_leases()]
     turns = sum(session.untold() for session in sessions)
     if turns:
         # The callbacks of an answer just read are a moment behind it.
@@ -131,6 +133,14 @@ def _at_exit() -> None:
     deadline = Deadline(_LAST_WORDS_SECONDS)
     for connection in connections:
         connection.join(deadline.remaining())
+
+
+def _all_leases() -> list[Lease]:
+    while True:
+        try:
+            return list(_leases)
+        except RuntimeError:
+            pass  # another thread has just made a client
 
 
 def _after_fork_in_child() -> None:

@@ -50,6 +50,8 @@ class Start:
     """Whose request it is; handed back with everything that answers it."""
     silenced: bool = False
     """Nobody waits for the answer any more."""
+    stuck: bool = False
+    """The peer does not read: how much of it went out is not known."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -65,6 +67,7 @@ class Message:
     """Seconds from its writing to its end."""
     owner: Any = attrs.field(default=None, repr=False)
     silenced: bool = False
+    stuck: bool = False
 
 
 Request = Start | Message

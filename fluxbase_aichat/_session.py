@@ -24,7 +24,7 @@ from typing import Any, Literal
 import attrs
 
 from . import events
-from ._answer import Answer, Outcome
+from ._answer import Answer, Outcome, fresh
 from ._connection import Connection
 from ._conversations import Conversations
 from ._deadline import Clock, Deadline
@@ -53,6 +53,8 @@ State = Literal["new", "connecting", "connected", "reconnecting", "lost", "disco
 
 # Cancelled connections that drain out of sight; the server ends each when its turn has ended.
 _MAX_DRAINING = 4
+# The errors that say that a connection acts as nobody else (start_errors, impersonation).
+_NOT_IMPERSONATED = frozenset({"FORBIDDEN", "USER_ERROR", "USER_NOT_FOUND"})
 # What an I/O thread may need for its last steps when its deadline has come.
 _JOIN_SECONDS = 1.0
 
@@ -71,7 +73,8 @@ class Session:
         """Be without a connection, a thread or a call: at first, and in the child of a fork."""
         settings = self.settings
         self._effects = Effects()
-        self._lock = threading.Lock()  # guards all below
+        # Guards all below. It is never taken twice: it is asked whether it is (`_put_off`).
+        self._lock = threading.RLock()
         self._telling = Telling(callbacks, self._effects, self._resume, self._entry_ended)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
@@ -87,7 +90,8 @@ class Session:
         # A connection that was there is being replaced, as often as the backoff allows. One that
         # a call asks for is tried once, for that call.
         self._recovering = False
-        self._impatient = False  # who asked for the connection gave it less time than others do
+        # Who asked for the connection gave it less time than others do, or more.
+        self._impatient = self._patient = False
         self._abandoned = ""  # why nothing can be begun any more
         self._when_idle: Callable[[], object] | None = None
         self._blocked = 0
@@ -125,14 +129,17 @@ class Session:
     @contextlib.contextmanager
     def blocking(self) -> Iterator[None]:
         """Say that a thread waits for what is read: reading does not pause meanwhile."""
-        with self._effects, self._lock:
-            self._blocked += 1
-        self._resume()
+        counted = False
         try:
+            with self._effects, self._lock:
+                self._blocked += 1
+                counted = True
+            self._resume()
             yield
         finally:
-            with self._effects, self._lock:
-                self._blocked -= 1
+            if counted:
+                with self._effects, self._lock:
+                    self._blocked -= 1
 
     def paused(self) -> bool:
         """Whether reading has to wait until callbacks have taken what there is (promise 9)."""
@@ -168,7 +175,7 @@ class Session:
                 self._open(patience)
                 # It ends at the same deadline, and says what it was waiting for.
                 patience = None if patience is None else patience + _JOIN_SECONDS
-            opening = self._opening
+            opening, connection = self._opening, self._current
         with self.blocking():
             opened = opening.wait(patience)
         if not opened:
@@ -178,14 +185,20 @@ class Session:
         try:
             opening.get()
         except ConnectTimeoutError:
-            if mine or deadline.expired:
+            if deadline.expired or (mine and not (connection and connection.hastened)):
                 raise
             return False
         return True
 
-    def submit(self, entry: Entry) -> None:
-        """Put a call into the queue, and on the wire if that is free."""
+    def submit(self, entry: Entry, identity: tuple[str | None] | None = None) -> None:
+        """Put a call into the queue, and on the wire if that is free.
+
+        With an `identity` it fixes whom the client acts as, or raises `IdentityConflictError`: in
+        one step, because a start that fails in between would release it.
+        """
         with self._effects, self._lock:
+            if identity is not None:
+                self._conversations.claim(identity[0])
             self._enqueue(entry)
 
     def submit_turn(self, entry: Entry, if_busy: Literal["queue", "cancel", "raise"]) -> None:
@@ -203,19 +216,18 @@ class Session:
                 self._answers.add(entry.answer)
             self._enqueue(entry)
 
-    def claim_identity(self, impersonate_user_id: str | None) -> None:
-        """Fix whom the client acts as, or raise `IdentityConflictError`."""
-        with self._effects, self._lock:
-            self._conversations.claim(impersonate_user_id)
-
     def cancel(self, record: Record) -> None:
         """Cancel the conversation's running turn, else its oldest queued one, else nothing."""
+        if self._put_off(lambda: self.cancel(record)):
+            return
         with self._effects, self._lock:
             for entry in self._turns(record)[:1]:
                 self._cancel(entry)
 
     def cancel_entry(self, entry: Entry) -> None:
         """Cancel one call."""
+        if self._put_off(lambda: self.cancel_entry(entry)):
+            return
         with self._effects, self._lock:
             self._cancel(entry)
 
@@ -223,7 +235,7 @@ class Session:
         """End a call whose own time is up; what comes late for it reaches nobody else."""
         with self._effects, self._lock:
             error: FluxbaseChatError
-            if entry.sent and entry.answer is not None:
+            if entry.sent is not False and entry.answer is not None:
                 error = ChatTimeoutError("the answer was not whole in time", phase="turn")
             elif self._state == "connected":
                 error = ChatTimeoutError("the conversation was not started in time", phase="start")
@@ -277,12 +289,14 @@ class Session:
             entry.after_fork(error)
         # Some have just left the queue, and who waits for them would have heard in a moment.
         for answer in list(self._answers):
-            answer.after_fork(error)
+            answer.after_fork(fresh(error))
 
     def disconnect(self, seconds: float | None) -> None:
         """End every wait, the connection and the threads; idempotent."""
         if sys.is_finalizing():
             return  # the threads have stopped where they were, with the locks they held
+        if self._put_off(lambda: self.disconnect(seconds)):
+            return
         deadline = Deadline(seconds, self.clock)
         with self._effects, self._lock:
             self._state = "disconnected"
@@ -296,8 +310,7 @@ class Session:
             # Before the waits end: what they wake must find the connection closing.
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
-            opening = self._opening
-            self._effects.then(lambda: opening.fail(error))
+            self._fail_opening(error)
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -319,6 +332,8 @@ class Session:
 
     def when_idle(self, then: Callable[[], object]) -> None:
         """Have `then` called when nothing that was asked is unfinished: in any thread, no lock."""
+        if self._put_off(lambda: self.when_idle(then)):
+            return
         with self._effects, self._lock:
             self._when_idle = then
             self._effects.then(self._entry_ended)
@@ -354,6 +369,17 @@ class Session:
         session._abandoned = why
         return session
 
+    def _put_off(self, call: Callable[[], object]) -> bool:
+        """Whether the thread is at work in here: then it makes the call when it leaves.
+
+        The garbage collector may run anywhere, and with it somebody's `__del__`.
+        """
+        connection = self._current
+        inside = self._lock._is_owned() or (connection is not None and connection.at_work)  # type: ignore[attr-defined]  # noqa: SLF001
+        if inside:
+            self._effects.then(lambda: self._abandoned or call())
+        return inside
+
     # -- under the lock: the queue ----------------------------------------------------------
 
     def _check_not_abandoned(self) -> None:
@@ -365,7 +391,7 @@ class Session:
 
     def _turns(self, record: Record) -> list[Entry]:
         """Return a conversation's turns: the one on the wire, then the queued ones in order."""
-        return [e for e in self._unfinished() if e.record is record and e.answer is not None]
+        return [e for e in self._unfinished() if e.record.same(record) and e.answer is not None]
 
     def _enqueue(self, entry: Entry) -> None:
         self._check_not_abandoned()
@@ -374,6 +400,10 @@ class Session:
                 "the client was disconnected", sent=False, hint="connect() opens it again"
             )
         self._queue.append(entry)
+        limit = self.settings.timeouts.connect
+        if self._patient and limit is not None and self._current is not None:
+            self._patient = False
+            self._current.hasten(limit)
         self._advance()
 
     def _advance(self) -> None:
@@ -415,7 +445,7 @@ class Session:
             return
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
-            record.answer = answer
+            self._conversations.written(record, answer)
 
     def _cancel(self, entry: Entry) -> None:
         if not entry.ended:
@@ -456,12 +486,11 @@ class Session:
         """Open a connection in place of the current one."""
         limit = self.settings.timeouts.connect
         self._impatient = seconds is not None and (limit is None or seconds < limit)
+        self._patient = limit is not None and (seconds is None or seconds > limit)
         self._numbers += 1
         if not self._telling.connected_before:
             self._telling.begin()
         self._state = "reconnecting" if self._telling.connected_before else "connecting"
-        if self._opening.done:
-            self._opening = Outcome()
         connection = Connection(
             self.settings,
             self,
@@ -498,6 +527,7 @@ class Session:
         self._fail_opening(error)
         while self._queue:
             self._fail(self._queue.popleft(), error)
+        self._conversations.start_failed()
         self._rest()
 
     def _fail_opening(self, error: FluxbaseChatError) -> None:
@@ -528,9 +558,11 @@ class Session:
         with self._effects, self._lock:
             if connection is self._current:
                 self._state = "connected"
+                self._patient = False
                 self._opened_at = self.clock()
                 self._recovering = True
-                opening = self._opening
+                # Who connects from now on waits for another opening: this one is decided.
+                opening, self._opening = self._opening, Outcome()
                 self._effects.then(opening.resolve)
                 self._telling.opened()
                 self._advance()
@@ -614,6 +646,8 @@ class Session:
             return  # a cancelled turn's connection: nothing of it surfaces
         entry: Entry | None = None
         turn: list[Item] = []
+        # The bytes count for the turn among them; what is nobody's waits for callbacks as well.
+        strays = size if all(delivery.request is None for delivery in deliveries) else 0
         for delivery in deliveries:
             request, item = delivery.request, delivery.item
             if request is None:
@@ -622,7 +656,8 @@ class Session:
                     turn, size = [], 0
                 if not isinstance(item, Malformed):
                     with self._effects, self._lock:
-                        self._telling.stray(item)
+                        self._telling.stray(item, strays)
+                    strays = 0
             elif request.silenced:
                 with self._effects, self._lock:
                     self._advance()
@@ -695,6 +730,12 @@ class Session:
                     self._telling.fail(entry, error_of(item), [item])
                 elif isinstance(item, Malformed):
                     self._fail(entry, error_of(item))
-                if not self._queue:
-                    self._conversations.start_failed()
+                other = not self._queue and self._conversations.start_failed()
+                if (
+                    other
+                    and isinstance(item, events.ErrorEvent)
+                    and item.code not in _NOT_IMPERSONATED
+                ):
+                    connection.close()  # nobody knows whom it acts as now
+                    self._replace()
             self._advance()

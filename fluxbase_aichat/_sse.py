@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import attrs
 
 from . import events
-from ._answer import Answer
+from ._answer import Answer, Position
 from ._columns import Interval
 from ._deadline import Deadline
 from ._telling import code_of
@@ -37,7 +37,7 @@ _KINDS: Final = ("progress", "content", "result")
 # So long may `stop` go unasked while nothing comes.
 _POLL_SECONDS: Final = 0.25
 
-Read = Callable[[int, Deadline], tuple[list[events.Event | ContentRun], bool]]
+Read = Callable[[Position, Deadline], tuple[list[events.Event | ContentRun], bool]]
 
 
 def _include(value: Iterable[str]) -> frozenset[str]:
@@ -98,11 +98,10 @@ class EventStream(Iterator[bytes]):
     def _all(self) -> Iterator[bytes]:
         answer, options = self._answer, self._options
         silence = Deadline(options.heartbeat)
-        position = 0
+        position = Position()
         last = False
         while not last:
             items, last = self._read(position, self._patience(silence))
-            position += len(items)
             for item in items:
                 event = self._event(item)
                 if self._stopped():

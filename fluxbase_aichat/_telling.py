@@ -1,7 +1,8 @@
 """Who is told what, and when: waiters at once, callbacks in their turn, none under a lock.
 
 What is decided while a session's lock is held takes effect when it is released, in the same
-order: waking waiters, starting threads, posting to the callback thread.
+order: waking waiters, starting threads. Only the posts to the callback thread are made under the
+lock, so that they stand there in the order of what was decided, whichever thread comes first.
 
 Ctrl-C may raise in the main thread between any two steps of Python code, and only there. A lock
 that Python code takes or releases could stay taken by it; the interpreter's own, in a `with`,
@@ -31,7 +32,7 @@ Effect = Callable[[], object]
 class Effects(threading.local):
     """What to do when a lock is released: `with effects, lock:` … `effects.then(effect)`.
 
-    What Ctrl-C keeps from being done is done the next time.
+    Ctrl-C comes behind the last: others wait for what was decided.
     """
 
     def __init__(self) -> None:
@@ -51,14 +52,18 @@ class Effects(threading.local):
         traceback: TracebackType | None,
     ) -> None:
         effects = self._effects
+        interrupted: KeyboardInterrupt | None = None
         while effects:
             effect = effects[0]
-            del effects[0]
             try:
+                del effects[0]
                 effect()
-            except KeyboardInterrupt:
-                effects.insert(0, effect)  # each can be done twice
-                raise
+            except KeyboardInterrupt as again:
+                interrupted = again
+                if not effects or effects[0] is not effect:
+                    effects.insert(0, effect)  # each can be done twice
+        if interrupted is not None:
+            raise interrupted
 
 
 class Telling:
@@ -138,23 +143,21 @@ class Telling:
         items: Sequence[Item | Failure],
         entry: Entry | None = None,
         *,
-        last: bool = False,
+        ending: Effect | None = None,
         size: int = 0,
     ) -> None:
-        """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
+        """Tell callbacks what came, for an entry or for nobody; `ending` ends the entry before."""
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if self.callbacks.any:
-            post = Post(context, items, answer, last=last, size=size)
-            self._effects.then(lambda: self.dispatcher.post(post))
-        elif last and answer is not None:
+            self.dispatcher.post(Post(context, items, answer, ending=ending, size=size))
+        elif ending is not None and answer is not None:
             self._effects.then(answer.callbacks_run.set)
 
-    def stray(self, item: Item) -> None:
+    def stray(self, item: Item, size: int) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
         if self.callbacks.any:
-            post = Post(self._context, [item], stray=True)
-            self._effects.then(lambda: self.dispatcher.post(post))
+            self.dispatcher.post(Post(self._context, [item], stray=True, size=size))
 
     def fail(self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item] = ()) -> None:
         """End an entry with an error that the server sent as `items`, or that its caller made."""
@@ -171,7 +174,7 @@ class Telling:
         error = fresh(error)
         error.sent = entry.sent
         if isinstance(error, ConnectionLostError):
-            error.retryable = not error.sent
+            error.retryable = error.sent is False
         told = bool(items) and self.callbacks.on_error is not None
         outcome, answer = entry.outcome, entry.answer
 
@@ -181,17 +184,20 @@ class Telling:
             elif answer is not None:
                 answer.fail(error, told=told)
 
-        self._effects.then(resolve)
-        self.post(items, entry, last=True)
-        self._effects.then(self._ended)
+        self._end(entry, resolve, items)
 
     def finish(self, entry: Entry, done: events.Done) -> None:
         """End a turn whose answer is whole."""
         answer = entry.answer
         assert answer is not None  # noqa: S101 - a turn has one
         entry.ended = True
-        self._effects.then(lambda: answer.finish(done))
-        self.post([done], entry, last=True)
+        self._end(entry, lambda: answer.finish(done), [done])
+
+    def _end(self, entry: Entry, resolve: Effect, items: Sequence[Item | Failure]) -> None:
+        """Wake who waits for the entry, and tell callbacks; whichever comes first resolves it."""
+        ending = Ending(resolve)
+        self._effects.then(ending)
+        self.post(items, entry, ending=ending)
         self._effects.then(self._ended)
 
     def resolve(self, entry: Entry, conversation_id: str) -> None:
@@ -201,6 +207,22 @@ class Telling:
         entry.ended = True
         self._effects.then(lambda: outcome.resolve(conversation_id))
         self._effects.then(self._ended)
+
+
+class Ending:
+    """What ends a call, done once: a second thread waits for the first, and then does nothing."""
+
+    def __init__(self, effect: Effect) -> None:
+        self._effect = effect
+        self._lock = threading.Lock()
+        self._done = False
+
+    def __call__(self) -> None:
+        """End it."""
+        with self._lock:
+            if not self._done:
+                self._effect()
+                self._done = True
 
 
 def code_of(error: FluxbaseChatError) -> str:

@@ -1,7 +1,8 @@
 """What a connection is waiting for, and until when. Pure: the time comes in as an argument.
 
     while                                 after so long                  comes
-    a start is on the wire                its limit since it was written "start"
+    a start is on the wire                its limit since it was written,
+                                          or reading has paused          "start"
     a turn is on the wire                 its limit since it was written "turn"
                                           its idle since the last byte   "idle"
     a cancelled turn drains               idle since the last byte       "drained"
@@ -50,6 +51,12 @@ class Watch:
         """Something came from the server."""
         self._heard = now
         self._pinged = None
+
+    def paused(self, now: float) -> None:
+        """Nothing is read for now: a start that is answered meanwhile must not count as late."""
+        self.heard(now)
+        if not isinstance(self.request, Message):
+            self._written = now
 
     def ended(self, now: float) -> None:
         """The request was answered."""

@@ -263,8 +263,7 @@ class FluxbaseAIChat:
             check_name("conversation_id", conversation_id, what="a conversation's id")
         if impersonate_user_id is not None:
             check_name("impersonate_user_id", impersonate_user_id, what="a user's id")
-        self._session.claim_identity(impersonate_user_id)
-        return start(self._lease, record, conversation_id, timeout)
+        return start(self._lease, record, conversation_id, timeout, (impersonate_user_id,))
 
     @named_keywords
     def send_message(

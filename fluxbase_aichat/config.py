@@ -6,7 +6,6 @@ names the parameter and says what would be right.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import ipaddress
@@ -422,6 +421,8 @@ def suggest(wrong: str, names: Iterable[str]) -> str:
     """Say which name was probably meant: the SDK's camelCase, or a slip of the pen."""
     known = sorted(names)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", wrong).lower()
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
     close = [snake] if snake in known else difflib.get_close_matches(snake, known, n=1)
     return f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
 

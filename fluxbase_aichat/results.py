@@ -5,7 +5,6 @@ Nothing here does I/O or knows the wire; a `Reply` is complete when it exists.
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias, overload
@@ -360,6 +359,8 @@ def _line(text: str, limit: int) -> str:
 def _escape(value: Any) -> str:
     # Half of a surrogate pair is legal in JSON, but no notebook can store it.
     text = _cut(str(value), _SHOWN_TEXT).encode("utf-8", "replace").decode()
+    import html  # noqa: PLC0415 - only notebooks need it
+
     return html.escape(text)
 
 

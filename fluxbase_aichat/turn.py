@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from . import events
-from ._answer import Answer, Outcome, fresh
+from ._answer import Answer, Outcome, Position, fresh
 from ._deadline import Deadline
 from ._entry import Entry, Record
 from ._lifetime import Lease
@@ -167,10 +167,11 @@ class Turn:
     @property
     def text_stream(self) -> Iterator[str]:
         """The text's pieces as they come; it ends and raises as iterating the turn does."""
+        answer = self._answer
         for item in self._items():
             if isinstance(item, ContentRun):
                 for delta in item.deltas:
-                    if self._answer.cancelled:
+                    if answer.error is not None and answer.cancelled:
                         return
                     yield delta
 
@@ -210,7 +211,7 @@ class Turn:
         return EventStream(self._answer, self._read, self.cancel, options)
 
     def _read(
-        self, position: int, deadline: Deadline
+        self, position: Position, deadline: Deadline
     ) -> tuple[list[events.Event | ContentRun], bool]:
         with self._waiting():
             return self._answer.read(position, deadline)
@@ -218,11 +219,10 @@ class Turn:
     def _items(self) -> Iterator[events.Event | ContentRun]:
         answer = self._answer
         forever = Deadline(None)
-        position = 0
+        position = Position()
         last = False
         while not last:
             items, last = self._read(position, forever)
-            position += len(items)
             for item in items:
                 if answer.cancelled:
                     return
@@ -275,7 +275,7 @@ class Turn:
     def __repr__(self) -> str:
         answer = self._answer
         if not answer.ended.is_set():
-            state = answer.step or ("sent" if self._entry.sent else "queued")
+            state = answer.step or ("queued" if self._entry.sent is False else "sent")
         elif answer.error is None:
             state = "whole"
         else:
@@ -371,6 +371,7 @@ def start(
     record: Record,
     resume: str | None,
     timeout: float | Unset | None,
+    identity: tuple[str | None] | None = None,
 ) -> str:
     """Start a conversation and wait for its id."""
     session = lease.session
@@ -384,7 +385,7 @@ def start(
         start_limit=session.settings.timeouts.start if isinstance(timeout, Unset) else seconds,
     )
     try:
-        session.submit(entry)
+        session.submit(entry, identity)
         with session.blocking():
             started = outcome.wait(seconds)
         if not started:

@@ -10,7 +10,16 @@ from typing import Any, Generic, TypeVar
 import pytest
 from servers import WAIT
 
-from fluxbase_aichat import FluxbaseAIChat, _answer, _connection, _dispatch, _net, _session, pool
+from fluxbase_aichat import (
+    FluxbaseAIChat,
+    _answer,
+    _connection,
+    _dispatch,
+    _net,
+    _session,
+    _telling,
+    pool,
+)
 from fluxbase_aichat.events import Event
 
 __all__ = ["Heard", "LockOrder", "Running", "client_threads", "counting", "run", "spy"]
@@ -134,7 +143,7 @@ class LockOrder:
         """Pairs: with the first held, the second was taken."""
         self.taken: set[str] = set()
         """The names of the locks that were taken."""
-        for module in (_answer, _connection, _dispatch, _net, _session, pool):
+        for module in (_answer, _connection, _dispatch, _net, _session, _telling, pool):
             monkeypatch.setattr(module, "threading", self)
 
     def __getattr__(self, name: str) -> Any:

@@ -297,6 +297,49 @@ def test_k03_reading_pauses(resumed_by) -> None:
     assert [] == heard.items
 
 
+def test_k03_reading_pauses_for_what_is_nobodys() -> None:
+    """What belongs to no request waits for `on_event` as all else does: not without bounds."""
+    limit, total, size = 100_000, 3_000, 1000
+    entered, over, paused, sent = Gate(), Gate(), Gate(), Gate()
+    seen = []
+
+    def on_event(event: Event) -> None:
+        if event.type == "content":
+            seen.append(event.conversation_id)
+            entered.open()
+            over.wait(20)
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        for n in range(total):
+            peer.send_text(content(f"c-{n}", "x" * size))
+        sent.open()
+        peer.serve()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(server.url, on_event=on_event, limits=Limits(backlog_bytes=limit))
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.open()
+            return value
+
+        session.paused = noting  # type: ignore[method-assign]
+        with chat:
+            entered.wait()
+            paused.wait()
+            assert limit < session._telling.backlog < limit + 1_000_000
+            over.open()
+            sent.wait(20)
+            assert "You said: Hi" == chat.ask("support", "Hi").text
+            assert chat.wait_idle(20)
+            assert [f"c-{n}" for n in range(total)] == seen[:total]
+            assert 0 == session._telling.backlog
+
+
 def test_k03_a_pause_is_no_silence() -> None:
     """While reading pauses the turn's idle limit does not run; behind it, it does."""
     limit, total, size = 100_000, 30_000, 1000
@@ -327,6 +370,49 @@ def test_k03_a_pause_is_no_silence() -> None:
             assert not turn.done
             slow.over.open()
             assert total * size == len(turn.result(20).text)
+            assert 1 == server.connections
+
+
+def test_k03_a_pause_is_no_late_start() -> None:
+    """A start that is answered while reading pauses is not said to be late."""
+    total, size = 1000, 1000
+    slow, paused = Blocking(), threading.Semaphore(0)
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.answer(*("x" * size for _ in range(total)))
+        peer.start("c-2")
+        peer.answer("Two")
+        peer.until_closed()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(
+            server.url,
+            on_content=slow,
+            timeouts=Timeouts(start=30),
+            limits=Limits(backlog_bytes=100_000),
+        )
+        clock = FakeClock().drive(chat)
+        session = chat._session
+        asks = session.paused
+
+        def noting() -> bool:
+            value = asks()
+            if value:
+                paused.release()
+            return value
+
+        with chat:
+            assert total * size == len(chat.ask("support", "Hi").text)
+            slow.entered.wait()
+            session.paused = noting  # type: ignore[method-assign]
+            turn = chat.conversation("support").send("Hi")
+            for _ in range(5):
+                assert paused.acquire(timeout=WAIT)
+                clock.advance(29)
+            slow.over.open()
+            assert "Two" == turn.result().text
             assert 1 == server.connections
 
 
@@ -627,7 +713,7 @@ def test_k12_many_threads_ask() -> None:
 
 
 # What may be taken with what held, as ARCHITECTURE.md says.
-ORDER = ["Session", "Connection", "Answer", "Dispatcher", "Outcome", "Waker"]
+ORDER = ["Session", "Connection", "Ending", "Answer", "Dispatcher", "Outcome", "Waker"]
 LAST = {"Dispatcher", "Outcome", "Waker"}
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import queue
 import threading
 
 import pytest
 from scripts.process import INTERRUPTED, Script, find_python
 from servers import WAIT, Gate, Peer, RawServer, content, done
 
+from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat._deadline import SLICE, Deadline
+from fluxbase_aichat._dispatch import Post
 from fluxbase_aichat.devserver import DevServer
 
 CID = "c-1"
@@ -103,11 +108,12 @@ def test_x06_ctrl_c_outside_of_a_turn(call) -> None:
 def test_x06_the_next_call_works() -> None:
     """Who catches Ctrl-C goes on with the same client; the server sees one cancel a turn."""
     # The server comes to a cancel when its turn has ended.
-    paused, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    pauses: queue.Queue[threading.Event] = queue.Queue()
 
     def pause(_: float) -> None:
-        paused.release()
-        go_on.acquire(timeout=WAIT)
+        go_on = threading.Event()
+        pauses.put(go_on)
+        go_on.wait(WAIT)
 
     with (
         DevServer(pause=pause) as server,
@@ -120,14 +126,53 @@ def test_x06_the_next_call_works() -> None:
         for count, call in enumerate(
             ["ask", "conversation.ask", "result", "wait", "iterate", "text_stream"], 1
         ):
-            assert paused.acquire(timeout=WAIT)
+            go_on = pauses.get(timeout=WAIT)
             running.interrupt()
             assert f"{call} fine" == running.line()
-            go_on.release()
+            go_on.set()
             assert server.wait_for(lambda count=count: count == cancels()), call
         assert (0, "", "") == running.end()
         assert server.wait_for(lambda: 0 == server.active)
         assert 6 == cancels()
+
+
+def test_x06_no_wait_is_long(monkeypatch) -> None:
+    """Ctrl-C in the moment in which a wait begins does not end it: the next slice does."""
+    waits: list[float | None] = []
+    join = threading.Thread.join
+    wait = threading.Condition.wait
+
+    def noting_join(thread: threading.Thread, timeout: float | None = None) -> None:
+        if thread.name.startswith("fluxbase-aichat"):
+            waits.append(timeout)
+        join(thread, timeout)
+
+    def noting_wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if "fluxbase" not in threading.current_thread().name:
+            waits.append(timeout)
+        return wait(condition, timeout)
+
+    slow, called = Gate(), Gate()
+
+    def on_done(_usage: object) -> None:
+        called.open()
+        slow.wait()
+
+    with RawServer(Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, on_done=on_done)
+        chat.ask("support", "Hi")
+        called.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "join", noting_join)
+            patch.setattr(threading.Condition, "wait", noting_wait)
+            dispatcher = chat._session._telling.dispatcher
+            assert not dispatcher.wait_idle(Deadline(0.01))
+            dispatcher.post(Post(contextvars.copy_context(), []))
+            slow.open()
+            assert dispatcher.wait_idle(Deadline(None))
+            chat.disconnect(timeout=None)
+    assert waits
+    assert all(seconds is not None and seconds <= SLICE for seconds in waits), waits
 
 
 def test_x06_ctrl_c_at_any_moment() -> None:

@@ -7,12 +7,15 @@ import http.client
 import importlib.util
 import os
 import pickle
+import time
 
 import pytest
 from scripts.process import Script
 from servers import WAIT, Gate, Peer, RawServer, content, done
 
 from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat._answer import Answer
+from fluxbase_aichat._wire import ContentRun
 from fluxbase_aichat.devserver import DevServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -175,6 +178,18 @@ def test_x12_between_a_decision_and_its_effect() -> None:
         assert "NotConnectedError sent=None True" == script.line()
         assert "status 0" == script.line()
         assert (0, "OneTwo\n", "") == script.end()
+
+
+def test_x12_each_error_has_its_own_text() -> None:
+    """Of several turns that were about to end each keeps its own text, and no other's."""
+    chat = FluxbaseAIChat("ws://127.0.0.1:1")
+    answers = [Answer("support", time.monotonic) for _ in range(3)]
+    for text, answer in zip(["One", "Two", "Three"], answers, strict=True):
+        answer.feed([ContentRun(CID, [text], {})], 0)
+        chat._session._answers.add(answer)
+    chat._session.after_fork()
+    texts = [answer.error.partial_text for answer in answers if answer.error is not None]
+    assert ["One", "Two", "Three"] == texts
 
 
 def test_x12_callbacks_not_run_yet() -> None:

@@ -647,6 +647,24 @@ def test_r08_token_callable_raises() -> None:
     assert ["AUTH_FAILED"] == [code for _, code, _ in heard.items]
 
 
+@pytest.mark.parametrize("problem", [SystemExit("log in first"), KeyboardInterrupt()])
+def test_r08_token_callable_exits(problem) -> None:
+    """One that ends its thread leaves nobody waiting: it has raised, as any other has."""
+
+    def token() -> str:
+        raise problem
+
+    with RawServer(Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, token=token)
+        call = run(chat.ask, "support", "Hi")
+        with pytest.raises(AuthenticationError) as caught:
+            call.result()
+        assert caught.value.__cause__ is problem
+        assert "lost" == chat.state
+        chat.disconnect()
+        assert 0 == server.connections
+
+
 def test_r08_token_callable_blocks() -> None:
     """A token callable that does not return is left behind at the deadline."""
     over = Gate()
@@ -756,6 +774,41 @@ def test_r08_a_new_token_serves_the_next_connection() -> None:
         assert CID == chat.start_chat("support")
         heard.wait_for_type("reconnected")
         assert "You said: Hi" == chat.send_message(CID, "Hi").result().text
+    assert ["Bearer old", "Bearer new"] == seen
+
+
+@pytest.mark.parametrize("old", ["old", lambda: "old"], ids=["text", "callable"])
+@pytest.mark.parametrize("new", ["new", lambda: "new"], ids=["text", "callable"])
+def test_r08_a_new_token_in_the_delay(old, new, monkeypatch) -> None:
+    """One that is set while a reconnect waits out its delay serves that attempt."""
+    waiting, replaced = Gate(), Gate()
+    seen = []
+
+    def pause(seconds: float, *_: object) -> None:
+        if seconds:
+            waiting.open()
+            replaced.wait()
+
+    monkeypatch.setattr("fluxbase_aichat._connection.pause", pause)
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        seen.append(peer.headers["authorization"])
+        if peer.number == 1:
+            cut_when_idle(peer)
+        else:
+            peer.serve()
+
+    with (
+        RawServer(script) as server,
+        FluxbaseAIChat(server.url, token=old, reconnect_attempts=1) as chat,
+    ):
+        assert CID == chat.start_chat("support")
+        waiting.wait()
+        turn = chat.send_message(CID, "Hi")
+        chat.token = new
+        replaced.open()
+        assert "You said: Hi" == turn.result().text
     assert ["Bearer old", "Bearer new"] == seen
 
 
@@ -926,6 +979,28 @@ def test_r11_an_impatient_call_fails_alone(other) -> None:
         call.result()
         assert chat.is_connected()
         assert 2 == server.connections
+        chat.disconnect()
+
+
+@pytest.mark.parametrize("patience", [60.0, None])
+def test_r11_a_patient_call_holds_up_nobody(patience) -> None:
+    """What others asked for meanwhile ends after the settings' time; the patient call goes on."""
+    asked = Gate()
+
+    def stuck(peer: Peer) -> None:
+        peer.read_request()
+        asked.open()
+        peer.until_closed()
+
+    with RawServer(stuck, Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, timeouts=Timeouts(connect=0.2))
+        patient = run(chat.connect, timeout=patience)
+        asked.wait()
+        with pytest.raises(ConnectTimeoutError, match=r"0\.2 s") as caught:
+            chat.ask("support", "Hi")
+        assert caught.value.sent is False
+        patient.result()
+        assert "You said: Hi" == chat.ask("support", "Hi").text
         chat.disconnect()
 
 

@@ -16,6 +16,7 @@ from fluxbase_aichat.errors import (
     ChatbotNotFoundError,
     ChatTimeoutError,
     ConfigurationError,
+    ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
     LocalProtocolError,
@@ -103,6 +104,72 @@ def test_c02_first_start_fails_second_succeeds() -> None:
         assert chat.is_connected()
     assert ("CHATBOT_NOT_FOUND", True) == (caught.value.code, caught.value.sent)
     assert [("Chatbot not found or disabled", "CHATBOT_NOT_FOUND", None)] == heard.items
+
+
+def test_c02_the_second_keeps_its_identity() -> None:
+    """A start that fails as another is on its way leaves that one the user it was made for."""
+    begun, failed = Gate(), Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.recv_json()
+        begun.wait()
+        peer.send_text(error("Chatbot not found or disabled", "CHATBOT_NOT_FOUND"))
+        peer.until_closed()
+
+    def second_script(peer: Peer) -> None:
+        peer.accept()
+        assert "bob" == peer.start(CID)["impersonate_user_id"]
+        peer.until_closed()
+
+    with RawServer(script, second_script) as server, FluxbaseAIChat(server.url) as chat:
+        wait = counting(chat)
+        first = run(chat.start_chat, "nobody", impersonate_user_id="bob")
+        wait()
+        submit = chat._session.submit
+
+        def late(*arguments: Any) -> None:
+            begun.open()
+            failed.wait()
+            submit(*arguments)
+
+        chat._session.submit = late  # type: ignore[method-assign]
+        second = run(chat.start_chat, "support", impersonate_user_id="bob")
+        with pytest.raises(ChatbotNotFoundError):
+            first.result()
+        failed.open()
+        assert CID == second.result()
+
+
+def test_c02_another_user_gets_another_connection() -> None:
+    """After a start that failed as somebody, nobody knows whom its connection acts as."""
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        assert "bob" == peer.recv_json()["impersonate_user_id"]
+        peer.send_text(error("Chatbot not found or disabled", "CHATBOT_NOT_FOUND"))
+        peer.until_closed()
+
+    def own(peer: Peer) -> None:
+        peer.accept()
+        assert "impersonate_user_id" not in peer.start(CID)
+        peer.until_closed()
+
+    with RawServer(script, own) as server, FluxbaseAIChat(server.url) as chat:
+        with pytest.raises(ChatbotNotFoundError):
+            chat.start_chat("nobody", impersonate_user_id="bob")
+        assert CID == chat.start_chat("support")
+
+
+def test_c02_a_start_that_was_never_sent_fixes_nobody() -> None:
+    """Whom a start wanted to act as is free again when there was no connection for it."""
+    with RawServer(lambda peer: peer.refuse("500 Oops"), Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, reconnect_attempts=0)
+        with pytest.raises(ConnectError):
+            chat.start_chat("support", impersonate_user_id="bbo")
+        chat.start_chat("support", impersonate_user_id="bob")
+        chat.disconnect()
+        assert ["bob"] == [m["impersonate_user_id"] for _, m in server.received]
 
 
 def test_c02_message_whose_start_fails() -> None:
@@ -553,6 +620,32 @@ def test_c10_if_busy_raise(by) -> None:
         over.open()
         assert "1" == one.result().text
         assert "3" == send("three", if_busy="raise").result().text
+
+
+def test_c10_two_handles_on_one_conversation() -> None:
+    """They are one conversation, also when both were made before it was started."""
+    asked = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.answer("One")
+        peer.message()
+        peer.send_text(content(CID, "Two"))
+        asked.open()
+        peer.until_closed()
+
+    with RawServer(script) as server, FluxbaseAIChat(server.url) as chat:
+        first, second = [chat.conversation("support", conversation_id=CID) for _ in range(2)]
+        assert "One" == first.ask("Hi").text
+        turn = second.send("Hi")
+        asked.wait()
+        assert "Two" == next(turn.text_stream)
+        assert "Two" == chat.get_accumulated_content(CID)
+        with pytest.raises(LocalProtocolError):
+            first.send("Hi", if_busy="raise")
+        chat.cancel(CID)
+        assert turn.cancelled
 
 
 def test_c10_if_busy_cancel() -> None:

@@ -62,6 +62,7 @@ OWNERS = {
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
     "json": {"_wire", "_handshake", "_sse"},  # _sse: for browsers, not for the server
+    "orjson": {"_wire"},
 }
 
 

@@ -19,6 +19,8 @@ from scripts.process import Script
 from servers import Gate, Peer, RawServer, content, done, frame
 
 from fluxbase_aichat import FluxbaseAIChat, Timeouts
+from fluxbase_aichat._protocol import ChatProtocol
+from fluxbase_aichat._telling import Telling
 from fluxbase_aichat.errors import FluxbaseChatError
 
 CID = "c-1"
@@ -126,6 +128,63 @@ def test_dropped_client_whose_callbacks_hold_it() -> None:
         session = weakref.ref(window.chat._session)
         del window
         assert gone(session)
+
+
+@pytest.mark.parametrize("lock", ["the session's", "the connection's"])
+@pytest.mark.parametrize("says", ["disconnect", "cancel"])
+def test_x09_collected_in_the_middle_of_its_own_work(says, lock, monkeypatch) -> None:
+    """A `__del__` that the collector runs on a client's own thread, under its lock, may call it."""
+    finalized = Gate()
+
+    class Window:
+        def __init__(self, url: str) -> None:
+            self.chat = FluxbaseAIChat(url, on_content=self.show)
+            self.talk = self.chat.conversation("support")
+
+        def show(self, _: str) -> None:
+            pass
+
+        def __del__(self) -> None:
+            if says == "disconnect":
+                self.chat.disconnect()
+            else:
+                self.talk.cancel()
+            finalized.open()
+
+    asked, dropped = Gate(), Gate()
+
+    def script(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.message()
+        asked.open()
+        dropped.wait()
+        peer.send_text(content(CID, "One"))
+        peer.until_closed()
+
+    of = Telling if lock == "the session's" else ChatProtocol
+    name = "post" if lock == "the session's" else "receive"
+    method = getattr(of, name)
+
+    def collecting(*arguments: object, **options: object) -> object:
+        if dropped.is_open:
+            gc.collect()
+        return method(*arguments, **options)
+
+    gc.disable()
+    try:
+        with RawServer(script) as server:
+            window = Window(server.url)
+            window.talk.send("Hi")
+            asked.wait()
+            session = weakref.ref(window.chat._session)
+            monkeypatch.setattr(of, name, collecting)
+            del window
+            dropped.open()
+            finalized.wait()
+            assert gone(session)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["turn", "conversation"])

@@ -37,6 +37,7 @@ from fluxbase_aichat.config import Settings
 from fluxbase_aichat.errors import (
     ChatTimeoutError,
     ConnectionLostError,
+    NotConnectedError,
     RemoteProtocolError,
 )
 
@@ -400,6 +401,29 @@ def test_server_that_never_reads() -> None:
             over.open()
         assert 2 == server.connections
         assert [2] == [n for n, message in server.received if message["type"] == "message"]
+
+
+def test_disconnect_from_a_server_that_never_reads() -> None:
+    """Whether a message that is stuck was sent, nobody can say."""
+    over = Gate()
+
+    def first(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        over.wait()
+
+    with RawServer(first) as server:
+        chat = FluxbaseAIChat(server.url)
+        talk = chat.conversation("support")
+        talk.start()
+        stalled = when_waiting(chat, lambda transport: transport._stalled_since is not None)
+        turn = talk.send("x" * 8_000_000)
+        stalled.wait()
+        chat.disconnect()
+        over.open()
+        with pytest.raises(NotConnectedError) as caught:
+            turn.result()
+        assert caught.value.sent is None
 
 
 # -- pings ----------------------------------------------------------------------------------

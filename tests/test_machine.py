@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import json
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,9 +51,9 @@ from fluxbase_aichat import (
 )
 from fluxbase_aichat._answer import Answer, Outcome
 from fluxbase_aichat._deadline import Deadline
-from fluxbase_aichat._dispatch import Dispatcher, Post
 from fluxbase_aichat._entry import Entry, Record
 from fluxbase_aichat._protocol import ChatProtocol, Message, Request, Start
+from fluxbase_aichat._telling import Effects
 from fluxbase_aichat._wire import Decoder, Malformed
 
 CHATBOTS = ("a", "b")
@@ -116,6 +118,8 @@ class Line:
 
     The rules say what the server does; what the session writes is checked at once.
     """
+
+    at_work = False
 
     def __init__(self, machine: Machine, sink: Any, delay: float, *, recovers: bool) -> None:
         self.machine = machine
@@ -240,13 +244,23 @@ class Line:
             self.end(RemoteProtocolError("the server broke the protocol"))
 
 
-class Calling(Dispatcher):
-    """The callback thread; whoever posts waits until it has called."""
+class Calling(Effects):
+    """The effects of what was decided; whoever leaves the lock waits for the callbacks too."""
 
-    def post(self, post: Post) -> None:
-        """Have it told, now."""
-        super().post(post)
-        assert self.wait_idle(Deadline(WAIT)), "a callback was never called"
+    def __init__(self, machine: weakref.ref[Machine]) -> None:
+        super().__init__()
+        self._machine = machine
+        self._within = 0
+
+    def __exit__(self, *raised: object) -> None:
+        """Wait until all that was posted is told; not inside an effect: that may be part of it."""
+        self._within += 1
+        super().__exit__(*raised)
+        self._within -= 1
+        machine = self._machine()
+        if not self._within and machine is not None and hasattr(machine, "session"):
+            told = machine.session.wait_for_callbacks(Deadline(WAIT))
+            assert told, "a callback was never called"
 
 
 class StrictAnswer(Answer):
@@ -290,7 +304,8 @@ class Machine(RuleBasedStateMachine):
             lambda _, sink, *, delay, **__: self.add_line(sink, delay),
         )
         self.patches.setattr("fluxbase_aichat._session.Outcome", ImpatientOutcome)
-        self.patches.setattr("fluxbase_aichat._telling.Dispatcher", Calling)
+        effects = functools.partial(Calling, weakref.ref(self))
+        self.patches.setattr("fluxbase_aichat._session.Effects", effects)
         self.patches.setattr("fluxbase_aichat.turn.Answer", StrictAnswer)
         self.lines: list[Line] = []
         self.calls: list[Call] = []

@@ -67,6 +67,19 @@ def test_a_start_has_one_limit():
     assert (35.0, "start") == watch.next()
 
 
+def test_a_pause_counts_for_nothing_but_a_turn():
+    """What is not read cannot be late; a turn has its limit for all that happens to it."""
+    watch = Watch(0.0, drain=300.0)
+    watch.wrote(Start(chatbot="bot", limit=30.0), 5.0)
+    watch.paused(20.0)
+    assert (50.0, "start") == watch.next()
+    watch.wrote(message(10.0, 25.0), 50.0)
+    watch.paused(59.0)
+    assert (69.0, "idle") == watch.next()
+    watch.paused(70.0)
+    assert (75.0, "turn") == watch.next()
+
+
 def test_a_cancelled_turn_drains():
     """Its end is awaited as long as nothing may be heard in a turn."""
     watch = Watch(0.0, drain=300.0)

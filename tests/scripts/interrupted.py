@@ -42,7 +42,7 @@ elif call == "disconnect":
 else:
     turn = chat.conversation("support").send("Hi")
     announcing(turn._answer.ended, "wait", lambda seconds: True)
-    announcing(turn._answer, "read", lambda position, deadline: position > 0)
+    announcing(turn._answer, "read", lambda position, deadline: position._index > 0)
     if call == "result":
         turn.result()
     elif call == "wait":

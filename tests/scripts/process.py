@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -41,11 +42,13 @@ class Script:
     ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FLUXBASE_")}
         environment["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
+        # A file never fills up while its stdout is read.
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - in __exit__
         self._process = subprocess.Popen(  # noqa: S603 - our own script
             [python, "-X", "faulthandler", *options, str(FOLDER / name), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
             text=True,
             env=environment,
             start_new_session=True,
@@ -89,9 +92,16 @@ class Script:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end; return its status, the rest of its stdout, and its stderr."""
-        out, err = self._process.communicate()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        # Not communicate(): it misses what was read into a buffer behind a line.
+        out = self._process.stdout.read()
+        status = self._process.wait()
         self.took = time.monotonic() - self._since
-        return self._process.returncode, out, err
+        self._stderr.seek(0)
+        return status, out, self._stderr.read()
 
     def _kill(self, number: int) -> None:
         # Its own session: what it has started goes with it.
@@ -111,7 +121,7 @@ class Script:
         self._guard.join()
         self._kill(signal.SIGKILL)
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
             assert stream is not None
             with contextlib.suppress(OSError):
                 stream.close()

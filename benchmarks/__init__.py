@@ -1,0 +1,1 @@
+"""How fast the client is, beside its peers: `python -m benchmarks`."""
