@@ -136,7 +136,7 @@ def test_ctrl_c_while_a_flag_is_set():
 def test_ctrl_c_while_an_answer_ends():
     """Whoever reads it hears of it all the same."""
     answer = Answer("bot", time.monotonic)
-    reading = call(answer.read, 0, Deadline(None))
+    reading = call(answer.read, Position(), Deadline(None))
     while not answer._readers:
         pass
     with pytest.MonkeyPatch.context() as patch:
