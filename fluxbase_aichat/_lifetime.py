@@ -20,25 +20,25 @@ from ._deadline import Deadline
 from ._session import Session
 from .errors import LocalProtocolError, NotConnectedError
 
-__all__ = ["Forked", "Lease", "Loan", "watch_forks"]
+__all__ = ["Lease", "Loan", "tell_of_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-_forked: weakref.WeakSet[Forked] = weakref.WeakSet()
+_forking: weakref.WeakSet[Forking] = weakref.WeakSet()
 
 
-class Forked(Protocol):
-    """What begins anew in the child of a fork."""
+class Forking(Protocol):
+    """What has locks or threads that are not in a child process."""
 
     def after_fork(self) -> None:
-        """Be without the parent's threads, locks and connections; nothing else runs yet."""
+        """Begin anew in the child; nothing else runs there yet."""
 
 
-def watch_forks(thing: Forked) -> None:
-    """Have it begin anew in the child of every fork, as long as it lives."""
-    _forked.add(thing)
+def tell_of_forks(thing: Forking) -> None:
+    """Have `after_fork` called in every child process, as long as somebody holds the thing."""
+    _forking.add(thing)
 
 
 class Lease:
@@ -53,7 +53,7 @@ class Lease:
         self._source = _Source()
         self.use_token(session.settings.token)
         _leases.add(self)
-        watch_forks(session)
+        tell_of_forks(session)
         weakref.finalize(self, session.abandon).atexit = False
         _watch_the_exit()
 
@@ -145,7 +145,7 @@ def _all_leases() -> list[Lease]:
 
 def _after_fork_in_child() -> None:
     # Sessions first: a pool lets go of its own, whose end must not reach the parent's threads.
-    for thing in sorted(_forked, key=lambda thing: not isinstance(thing, Session)):
+    for thing in sorted(_forking, key=lambda thing: not isinstance(thing, Session)):
         thing.after_fork()
 
 

@@ -24,7 +24,7 @@ import attrs
 
 from ._answer import Flag
 from ._deadline import Clock, Deadline
-from ._lifetime import Loan, watch_forks
+from ._lifetime import Loan, tell_of_forks
 from .client import FluxbaseAIChat
 from .config import Settings, check_name, check_seconds, named_keywords, suggest
 from .errors import ConfigurationError, NotConnectedError, PoolTimeoutError
@@ -150,7 +150,7 @@ class ChatPool:
         # Rung when the janitor has to look again; a list, because it outlives the pool.
         self._alarm = [Flag()]
         self._begin()
-        watch_forks(self)
+        tell_of_forks(self)
         weakref.finalize(self, _ring, self._alarm).atexit = False
 
     def _begin(self) -> None:
