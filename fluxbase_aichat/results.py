@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
@@ -21,7 +21,11 @@ from ._columns import (
     recognise,
 )
 from ._select import column_order
-from .errors import ConfigurationError, NoTableError
+from .errors import ConfigurationError, NoTableError, QueryFailedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 __all__ = [
     "ColumnType",
@@ -183,6 +187,51 @@ class QueryResult(Sequence[dict[str, Any]]):
                 if name in row:
                     row[name] = value
         return rows
+
+    def to_pandas(self, types: Mapping[str, ColumnType] | None = None) -> pd.DataFrame:
+        """Return the rows as a `pandas.DataFrame` (extra `pandas`), columns as in `columns`.
+
+        A column becomes what its values are: `bool` or `boolean`, `int64` or `Int64` (the second
+        of each where there are nulls), `float64`, text; UUIDs, times, exact numbers, intervals
+        with months, lists and objects are Python's own in a column of `object`. Date-times become
+        `datetime64[us, UTC]` as the wire says, intervals without months `timedelta64[us]`.
+
+        `types` decides otherwise, as in `rows_as`: `"timestamp"` and `"date"` become
+        `datetime64[us]` without a zone. Of a result without rows the frame has the columns that
+        `types` names, each of its type, and no others.
+
+        Raises `QueryFailedError` when the query failed or was rejected, or when it is not known
+        whether it did, `ConfigurationError` as `rows_as` does, and `MissingExtraError`.
+        """
+        self._check_succeeded()
+        from . import _frames  # noqa: PLC0415 - only when asked for
+
+        return _frames.to_pandas(self.data, self.columns, types)
+
+    def to_polars(self, types: Mapping[str, ColumnType] | None = None) -> pl.DataFrame:
+        """Return the rows as a `polars.DataFrame` (extra `polars`), columns as in `columns`.
+
+        A column becomes what its values are: `Boolean`, `Int64`, `Float64`, `String`, `Time`;
+        UUIDs are text, exact numbers and integers beyond 64 bits `Decimal` (text beyond its 38
+        digits). Date-times become `Datetime("us", "UTC")` as the wire says, intervals
+        `Duration("us")`, or a struct of months, days and microseconds if one has months. Lists
+        and objects become `List` and `Struct` where all values agree, else text of JSON.
+
+        `types` decides otherwise, as in `rows_as`; `"json"` makes it text of JSON in any case. Of a
+        result without rows the frame has the columns that `types` names, each of its type.
+
+        Raises what `to_pandas` raises.
+        """
+        self._check_succeeded()
+        from . import _frames  # noqa: PLC0415 - only when asked for
+
+        return _frames.to_polars(self.data, self.columns, types)
+
+    def _check_succeeded(self) -> None:
+        if self.status not in ("ok", "empty"):
+            raise QueryFailedError(
+                f"there is no table: {_line(self.summary, 200) or _CAPTIONS[self.status]}"
+            )
 
     def __bool__(self) -> Literal[True]:
         return True

@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 LAYERS = [
     ["errors", "_deadline"],
     ["_columns", "_plain", "_select"],
+    ["_frames"],
     ["results"],
     ["events"],
     ["config"],
@@ -45,6 +46,7 @@ PURE = [
     "_protocol",
     "_watch",
     "_columns",
+    "_frames",
     "_plain",
     "_select",
 ]
@@ -59,7 +61,9 @@ OWNERS = {
     "socket": {"_net", "_handshake", "_proxy", "_transport"},
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
-    "json": {"_wire", "_handshake"},
+    "json": {"_wire", "_handshake", "_frames"},
+    "pandas": {"_frames", "results"},  # results: for a type only
+    "polars": {"_frames", "results"},
 }
 
 
