@@ -1,6 +1,7 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
 from . import errors, events
+from ._magic import load_ipython_extension
 from .client import FluxbaseAIChat
 from .config import Limits, Timeouts
 from .errors import (
@@ -85,4 +86,5 @@ __all__ = [
     "Usage",
     "errors",
     "events",
+    "load_ipython_extension",
 ]

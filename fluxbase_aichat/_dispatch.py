@@ -21,6 +21,7 @@ from . import events
 from ._answer import Answer
 from ._deadline import Deadline
 from ._wire import ContentRun, Item
+from .display import follow_cells
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
 
@@ -327,6 +328,7 @@ class Dispatcher:
 
     def _run(self) -> None:
         _here.callbacks = self._callbacks
+        follow_cells()
         while True:
             with self._lock:
                 self._busy = False

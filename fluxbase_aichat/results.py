@@ -20,6 +20,7 @@ from ._columns import (
     convert,
     recognise,
 )
+from ._harmless import harmless_markdown
 from ._select import column_order
 from .errors import ConfigurationError, NoTableError, QueryFailedError
 
@@ -284,6 +285,12 @@ class ToolOutput:
             return row["result"] if isinstance(row["result"], str) else ""
         return ""
 
+    def _repr_html_(self) -> str:
+        """Show the text, or the rows with their SQL, in a notebook."""
+        if self.query_result is not None:
+            return self.query_result._repr_html_()
+        return f"<p><em>{_escape(self.tool)}</em></p>\n<pre>{_escape(self.text)}</pre>"
+
     def __repr__(self) -> str:
         what = repr(_cut(self.text, 60)) if self.query_result is None else repr(self.query_result)
         return f"<ToolOutput {_line(self.tool, 60)}: {what}>"
@@ -390,8 +397,8 @@ class Reply:
         return self.text
 
     def _repr_markdown_(self) -> str:
-        """Show the text in a notebook, with a blank line where tools ran."""
-        return "\n\n".join(self.segments) if self.segments else self.text
+        """Show the text in a notebook, with a blank line where tools ran; HTML is made harmless."""
+        return harmless_markdown("\n\n".join(self.segments) if self.segments else self.text)
 
 
 # --- Text for people ------------------------------------------------------------------------

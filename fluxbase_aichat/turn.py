@@ -44,7 +44,7 @@ class Turn:
 
     def __init__(self, lease: Lease, entry: Entry) -> None:
         assert entry.answer is not None  # noqa: S101 - a message has one
-        self._lease = lease
+        self._lease: Lease | None = lease
         self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
@@ -147,6 +147,7 @@ class Turn:
             ended = self._answer.ended.wait(deadline.remaining())
             if ended and not self._session.inside_callback:
                 ended = self._answer.callbacks_run.wait(deadline.remaining())
+        self._let_go()
         return ended
 
     def __iter__(self) -> Iterator[events.Event]:
@@ -189,7 +190,42 @@ class Turn:
         if not answer.cancelled:
             self._raise_error()
 
+    def display(self) -> None:
+        """Show the answer while it grows, until it has ended; in a notebook in the current cell.
+
+        There its text is Markdown, with what the chatbot does meanwhile below it, and each query
+        a table under its SQL. Elsewhere it is printed as it comes. Raises what made the turn
+        fail; a cancelled turn just ends. Ctrl-C, or interrupting the cell, cancels it.
+        """
+        from .display import Live  # noqa: PLC0415 - most turns are not shown
+
+        answer = self._answer
+        live = Live()
+        position = 0
+        last = False
+        try:
+            while not last:
+                with self._waiting():
+                    items, last = answer.read(position, Deadline(live.patience))
+                position += len(items)
+                if not answer.cancelled:
+                    live.show(items)
+            live.end(answer.error)
+        except KeyboardInterrupt:
+            self.cancel()
+            live.end(answer.error)
+            raise
+        if not answer.cancelled:
+            self._raise_error()
+
+    def _let_go(self) -> None:
+        """Keep the client no longer than needed: an old answer in a notebook is no reason."""
+        answer = self._answer
+        if answer.cancelled or (answer.ended.is_set() and answer.callbacks_run.is_set()):
+            self._lease = None
+
     def _raise_error(self) -> None:
+        self._let_go()
         self._answer.looked_at = True
         if self._answer.error is not None:
             error = fresh(self._answer.error)
@@ -216,6 +252,7 @@ class Turn:
         newer one. Nothing happens when the turn has ended.
         """
         self._session.cancel_entry(self._entry)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self

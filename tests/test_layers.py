@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
-    ["errors", "_deadline"],
+    ["errors", "_deadline", "_harmless"],
     ["_columns", "_plain", "_select"],
     ["_frames"],
     ["results"],
@@ -20,7 +20,7 @@ LAYERS = [
     ["config"],
     ["_wire"],
     ["_protocol"],
-    ["_watch", "_net"],
+    ["_watch", "_net", "display"],
     ["_handshake"],
     ["_proxy"],
     ["_transport"],
@@ -33,6 +33,7 @@ LAYERS = [
     ["_lifetime"],
     ["turn"],
     ["client"],
+    ["_magic"],
     ["__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -62,6 +63,7 @@ OWNERS = {
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
     "json": {"_wire", "_handshake", "_frames"},
+    "IPython": {"display", "_magic"},
     "pandas": {"_frames", "results"},  # results: for a type only
     "polars": {"_frames", "results"},
 }
@@ -107,7 +109,11 @@ def test_the_core_does_no_io(name):
 @pytest.mark.parametrize("module", sorted(OWNERS))
 def test_outside_things_have_one_owner(module):
     """Only the transport knows websocket-client and sockets, only the wire knows JSON."""
-    users = {name for name, path in modules().items() if module in imports(path)[1]}
+    users = {
+        name
+        for name, path in modules().items()
+        if any(other == module or other.startswith(f"{module}.") for other in imports(path)[1])
+    }
     assert users <= OWNERS[module]
 
 

@@ -6,9 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
 
-from ._harmless import harmless
 from .demo import demo
 from .serve import serve
 
