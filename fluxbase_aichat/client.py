@@ -45,6 +45,7 @@ class FluxbaseAIChat:
 
     Args:
         ws_url: `ws://`, `wss://`, `http://` or `https://`; an empty path becomes `/ai/ws`.
+            `"demo:"` is a dev server in this process (extra `devserver`), which needs no token.
         token: a JWT, or a callable that returns one and is called for every connection; sent
             as a header. `None` connects anonymously.
         on_content: called with `(delta, conversation_id)`.
@@ -105,6 +106,12 @@ class FluxbaseAIChat:
         exact_numbers: bool = False,
     ) -> None:
         check_ssl_context(ssl_context)
+        demo = None
+        if ws_url == "demo:":
+            from ._demo import Demo  # noqa: PLC0415 - and the dev server, an extra, with it
+
+            demo = Demo.running()
+            ws_url, token = demo.url, token or demo.token
         settings = Settings(
             endpoint=ws_url,
             token=token,
@@ -131,6 +138,8 @@ class FluxbaseAIChat:
             on_callback_error=on_callback_error,
         )
         self._lease = Lease(Session(settings, callbacks.weakly(), time.monotonic), callbacks)
+        if demo is not None:
+            demo.serve_for(self._lease)
         self._entered = False
 
     @classmethod

@@ -21,7 +21,6 @@ from fluxbase_aichat import (
     QueryFailedError,
     QueryResult,
 )
-from fluxbase_aichat.devserver import DevServer
 
 UUID_BYTES = [0, 0, 0, 0, 0, 0, 64, 0, 128, 0, 0, 0, 0, 0, 0, 1]
 UUID_TEXT = "00000000-0000-4000-8000-000000000001"
@@ -321,10 +320,7 @@ def test_what_the_dev_server_sends_of_every_type(chat_types: QueryResult) -> Non
 @pytest.fixture
 def chat_types() -> QueryResult:
     """Return the dev server's row with every type."""
-    with (
-        DevServer() as server,
-        FluxbaseAIChat(server.ws_url, token=server.token, exact_numbers=True) as chat,
-    ):
+    with FluxbaseAIChat("demo:", exact_numbers=True) as chat:
         return chat.ask("sql-assistant", "sql SELECT * FROM types WHERE i2 = 1").table
 
 

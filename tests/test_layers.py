@@ -31,6 +31,7 @@ LAYERS = [
     ["_reconnect"],
     ["_session"],
     ["_lifetime"],
+    ["_demo"],
     ["turn"],
     ["client"],
     ["_magic"],
@@ -136,4 +137,4 @@ def test_the_package_has_no_other_names():
     """What `from fluxbase_aichat import *` gives is what `__init__` says."""
     public = {name for name in vars(fluxbase_aichat) if not name.startswith("_")}
     extra = public - set(fluxbase_aichat.__all__)
-    assert extra <= set(modules()) | {"devserver", "cli"}
+    assert extra <= set(modules()) | {"devserver", "cli", "testing"}

@@ -237,18 +237,17 @@ def test_no_other_cell_fails(cells: Cells) -> None:
         assert ("ok", []) == (cells[name]["status"], cells[name]["outputs"])
 
 
-def test_the_example() -> None:
+def test_the_example(fluxbase_devserver: DevServer) -> None:
     """Each cell of `examples/notebook.ipynb` runs, and puts out what its text promises."""
     notebook = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
     sources = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     assert all(not c.get("outputs") for c in notebook["cells"]), "it is kept without outputs"
-    with DevServer() as server:
-        found = run(
-            [{"source": source} for source in sources],
-            FLUXBASE_URL=server.ws_url,
-            FLUXBASE_TOKEN=server.token(),
-            PYTHONPATH=str(ROOT),
-        )
+    found = run(
+        [{"source": source} for source in sources],
+        FLUXBASE_URL=fluxbase_devserver.ws_url,
+        FLUXBASE_TOKEN=fluxbase_devserver.token(),
+        PYTHONPATH=str(ROOT),
+    )
     assert ["ok"] * len(sources) == [cell["status"] for cell in found]
     by_source = dict(zip(sources, found, strict=True))
     (asked,) = [cell for source, cell in by_source.items() if "--df" in source]
@@ -262,10 +261,7 @@ def test_the_example() -> None:
 def test_in_a_terminal_the_answer_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """Its steps, SQL and words, in lines and without what a terminal would obey."""
     script = "say one\x1b[31m two\nsql SELECT 1 AS x\n---\nsay three"
-    with (
-        DevServer() as server,
-        FluxbaseAIChat(server.ws_url, token=server.token) as chat,
-    ):
+    with FluxbaseAIChat("demo:") as chat:
         chat.conversation("sql-assistant").send(script).display()
     lines = capsys.readouterr().out.splitlines()
     assert [
@@ -282,11 +278,7 @@ def test_in_a_terminal_the_answer_is_printed(capsys: pytest.CaptureFixture[str])
 
 def test_in_a_terminal_a_failure_is_raised(capsys: pytest.CaptureFixture[str]) -> None:
     """A line says so too, below what had come."""
-    with (
-        DevServer() as server,
-        FluxbaseAIChat(server.ws_url, token=server.token) as chat,
-        pytest.raises(ProviderError),
-    ):
+    with FluxbaseAIChat("demo:") as chat, pytest.raises(ProviderError):
         chat.conversation("sql-assistant").send("say one\nfail").display()
     assert capsys.readouterr().out.endswith("one\nThe answer broke off: ProviderError.\n")
 
