@@ -20,6 +20,7 @@ import attrs
 from . import events
 from ._answer import Answer
 from ._deadline import Deadline
+from ._logs import about
 from ._wire import ContentRun, Item
 from .display import follow_cells
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
@@ -448,7 +449,8 @@ class Dispatcher:
             except BaseException:  # noqa: BLE001 - the user's, whatever it is
                 _log.exception("on_callback_error failed")
             return
-        _log.error("a callback failed on a %s event", event.type, exc_info=error)
+        extra = about(conversation_id=event.conversation_id)
+        _log.error("a callback failed on a %s event", event.type, exc_info=error, extra=extra)
 
 
 def _told(post: Post) -> None:

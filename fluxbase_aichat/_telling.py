@@ -11,8 +11,10 @@ cannot.
 from __future__ import annotations
 
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -20,10 +22,14 @@ from . import events
 from ._answer import fresh
 from ._dispatch import Callbacks, Dispatcher, Failure, Post
 from ._entry import Entry
+from ._logs import about
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
 __all__ = ["Effects", "Telling"]
+
+_connection_log = logging.getLogger("fluxbase_aichat.connection")
+_turn_log = logging.getLogger("fluxbase_aichat.turn")
 
 Effect = Callable[[], object]
 
@@ -137,6 +143,8 @@ class Telling:
         size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `last`: the entry has ended."""
+        if entry is None:
+            self._log_connection(items)
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if self.callbacks.any:
@@ -144,6 +152,20 @@ class Telling:
             self._effects.then(lambda: self.dispatcher.post(post))
         elif last and answer is not None:
             self._effects.then(answer.callbacks_run.set)
+
+    def _log_connection(self, items: Sequence[Item | Failure]) -> None:
+        for item in items:
+            match item:
+                case events.Reconnecting(attempt=attempt, delay=delay):
+                    text = f"reconnecting: attempt {attempt} in {delay:.1f} s"
+                case events.Disconnected(reason=reason):
+                    text = f"disconnected: {reason}"
+                case events.Connected() | events.Reconnected():
+                    text = item.type
+                case _:
+                    continue
+            # A handler is the user's code.
+            self._effects.then(partial(_connection_log.info, text, extra=about()))
 
     def stray(self, item: Item) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
@@ -177,6 +199,7 @@ class Telling:
                 answer.fail(error, told=told)
 
         self._effects.then(resolve)
+        self._log_end(entry, f"ended with {type(error).__name__}")
         self.post(items, entry, last=True)
 
     def finish(self, entry: Entry, done: events.Done) -> None:
@@ -185,7 +208,14 @@ class Telling:
         assert answer is not None  # noqa: S101 - a turn has one
         entry.ended = True
         self._effects.then(lambda: answer.finish(done))
+        self._log_end(entry, "is whole")
         self.post([done], entry, last=True)
+
+    def _log_end(self, entry: Entry, how: str) -> None:
+        if _turn_log.isEnabledFor(logging.DEBUG):
+            what = "a start" if entry.answer is None else "an answer"
+            extra = about(entry.record.chatbot, entry.record.id)
+            self._effects.then(partial(_turn_log.debug, "%s %s", what, how, extra=extra))
 
 
 def _code(error: FluxbaseChatError) -> str:

@@ -31,6 +31,8 @@ from .turn import Conversation, IfBusy, PageContext, Turn, ask, send, start
 if TYPE_CHECKING:
     import ssl
 
+    from opentelemetry.trace import Tracer
+
 __all__ = ["FluxbaseAIChat"]
 
 
@@ -70,6 +72,10 @@ class FluxbaseAIChat:
             for what the environment says; a server on this machine is reached directly.
         allow_insecure: allow credentials over `ws://` to another machine.
         exact_numbers: numbers with a fraction in query results become `decimal.Decimal`.
+        tracer: a tracer of OpenTelemetry (extra `otel`): each turn becomes a span with the GenAI
+            names, which is the current one in its callbacks; each query is a span inside it.
+            Without a tracer there are none.
+        trace_content: have questions, answers, SQL and summaries in the spans.
 
     A callback gets its required positional parameters in order; one with a default only if it has
     the documented name; `*args` gets all.
@@ -104,8 +110,14 @@ class FluxbaseAIChat:
         proxy: str | None = None,
         allow_insecure: bool = False,
         exact_numbers: bool = False,
+        tracer: Tracer | None = None,
+        trace_content: bool = False,
     ) -> None:
         check_ssl_context(ssl_context)
+        if tracer is not None:
+            from ._tracing import check_tracer  # noqa: PLC0415 - an extra's
+
+            check_tracer(tracer)
         demo = None
         if ws_url == "demo:":
             from ._demo import Demo  # noqa: PLC0415 - and the dev server, an extra, with it
@@ -127,6 +139,8 @@ class FluxbaseAIChat:
             proxy=proxy,
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
+            tracer=tracer,
+            trace_content=trace_content,
         )
         callbacks = Callbacks.of(
             on_content=on_content,

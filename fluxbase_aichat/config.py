@@ -387,6 +387,8 @@ class Settings:
     proxy: Proxy | Literal["env"] | None = attrs.field(default=None, converter=parse_proxy)
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)
     exact_numbers: bool = attrs.field(default=False, validator=_check_flag)
+    tracer: Any = attrs.field(default=None, repr=False)
+    trace_content: bool = attrs.field(default=False, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         names = {name.lower() for name, _ in self.headers}
@@ -394,6 +396,8 @@ class Settings:
             raise ConfigurationError("give token or service_key, not both: which one counts?")
         if self.token is not None and "authorization" in names:
             raise ConfigurationError("headers must not set Authorization when token is given")
+        if self.trace_content and self.tracer is None:
+            raise ConfigurationError("trace_content needs a tracer")
         if self.token_in_query and self.token is None:
             raise ConfigurationError("token_in_query needs a token")
         secret = self.token is not None or self.service_key is not None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
@@ -17,6 +18,7 @@ from ._answer import Answer, Outcome, fresh
 from ._deadline import Deadline
 from ._entry import Entry, Record
 from ._lifetime import Lease
+from ._logs import about
 from ._session import Session
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
@@ -29,6 +31,8 @@ from .errors import (
 from .results import QueryResult, Reply, ToolOutput, Usage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
+
+_log = logging.getLogger("fluxbase_aichat.turn")
 
 IfBusy = Literal["queue", "cancel", "raise"]
 PageContext = str | dict[str, Any]
@@ -388,7 +392,9 @@ def start(
     except KeyboardInterrupt:
         session.cancel_entry(entry)
         raise
-    return outcome.get()
+    conversation_id = outcome.get()
+    _log.debug("a conversation is started", extra=about(record.chatbot, conversation_id))
+    return conversation_id
 
 
 def send(
@@ -406,10 +412,12 @@ def send(
         raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
     limits = session.settings.timeouts
     own = not isinstance(timeout, Unset)
+    context = contextvars.copy_context()
+    answer = _answer(session, record, content, context)
     entry = Entry(
         record=record,
-        context=contextvars.copy_context(),
-        answer=Answer(record.chatbot, session.clock),
+        context=context,
+        answer=answer,
         content=content,
         page_context=page_context,
         start_limit=limits.start,
@@ -418,12 +426,27 @@ def send(
         turn_limit=None if own else limits.turn,
     )
     turn = Turn(lease, entry)
+    _log.debug("a message is to be sent", extra=about(record.chatbot, record.id))
     try:
         session.submit_turn(entry, if_busy)
     except KeyboardInterrupt:
         turn.cancel()  # nobody will ever hold it
         raise
+    except FluxbaseChatError as error:
+        answer.fail(fresh(error), told=True)  # it is raised here
+        raise
     return turn
+
+
+def _answer(session: Session, record: Record, content: str, context: contextvars.Context) -> Answer:
+    """Return the answer to be; with a tracer it has a span, the current one in `context`."""
+    settings = session.settings
+    if settings.tracer is None:
+        return Answer(record.chatbot, session.clock)
+    from ._tracing import traced_answer  # noqa: PLC0415 - an extra's
+
+    chatbot, namespace = record.chatbot, record.namespace
+    return traced_answer(settings, chatbot, namespace, content, session.clock, context)
 
 
 def ask(

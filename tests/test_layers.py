@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
-    ["errors", "_deadline", "_harmless"],
+    ["errors", "_deadline", "_harmless", "_logs"],
     ["_columns", "_plain", "_select"],
     ["_frames"],
     ["results"],
@@ -26,7 +26,7 @@ LAYERS = [
     ["_transport"],
     ["_connection"],
     ["_answer"],
-    ["_entry", "_dispatch"],
+    ["_entry", "_dispatch", "_tracing"],
     ["_conversations", "_telling"],
     ["_reconnect"],
     ["_session"],
@@ -63,7 +63,8 @@ OWNERS = {
     "socket": {"_net", "_handshake", "_proxy", "_transport"},
     "selectors": {"_net", "_handshake", "_transport"},
     "ssl": {"_net", "_handshake", "_transport", "client"},  # client: for a type only
-    "json": {"_wire", "_handshake", "_frames"},
+    "json": {"_wire", "_handshake", "_frames", "_tracing"},
+    "opentelemetry": {"_tracing", "client"},  # client: for a type only
     "IPython": {"display", "_magic"},
     "pandas": {"_frames", "results"},  # results: for a type only
     "polars": {"_frames", "results"},

@@ -9,6 +9,7 @@ import click
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
 
+from ._log import show_log
 from .demo import demo
 from .serve import serve
 
@@ -38,6 +39,7 @@ for _command in (demo, serve):
 def run() -> int:
     """Run the command line and return the exit code; every error is a line, not a traceback."""
     try:
+        show_log()
         code = app.main(prog_name="fluxbase-aichat", standalone_mode=False)
     except FluxbaseChatError as error:
         click.echo(f"Error: {harmless(str(error.args[0] if error.args else error))}", err=True)
