@@ -1,7 +1,7 @@
 """The loggers of the library, all below `fluxbase_aichat`: silent until somebody listens.
 
     fluxbase_aichat.connection   INFO: opened, lost, tried again
-    fluxbase_aichat.turn         DEBUG: started, to be sent, ended; WARNING: failed, and nobody looked
+    fluxbase_aichat.turn         DEBUG: started, sent, ended; WARNING: failed, nobody looked
     fluxbase_aichat.callbacks    ERROR: a callback raised
     fluxbase_aichat.tracing      ERROR: the tracer raised
 
