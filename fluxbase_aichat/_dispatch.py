@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
@@ -22,7 +23,6 @@ from ._answer import Answer
 from ._deadline import Deadline
 from ._logs import about
 from ._wire import ContentRun, Item
-from .display import follow_cells
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
 
@@ -329,7 +329,10 @@ class Dispatcher:
 
     def _run(self) -> None:
         _here.callbacks = self._callbacks
-        follow_cells()
+        if "IPython" in sys.modules:
+            from .display import follow_cells  # noqa: PLC0415 - only a notebook needs it
+
+            follow_cells()
         while True:
             with self._lock:
                 self._busy = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -88,6 +87,8 @@ class _Ask:
 
 
 def _parse(line: str) -> Any:
+    import shlex  # noqa: PLC0415 - only a cell needs it
+
     from IPython.core.error import UsageError  # noqa: PLC0415 - it runs here
     from IPython.core.magic_arguments import MagicArgumentParser  # noqa: PLC0415
 

@@ -20,7 +20,6 @@ from ._columns import (
     convert,
     recognise,
 )
-from ._harmless import harmless_markdown
 from ._select import column_order
 from .errors import ConfigurationError, NoTableError, QueryFailedError
 
@@ -398,6 +397,8 @@ class Reply:
 
     def _repr_markdown_(self) -> str:
         """Show the text in a notebook, with a blank line where tools ran; HTML is made harmless."""
+        from ._harmless import harmless_markdown  # noqa: PLC0415 - only a notebook needs it
+
         return harmless_markdown("\n\n".join(self.segments) if self.segments else self.text)
 
 

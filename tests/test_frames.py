@@ -12,6 +12,8 @@ from uuid import UUID
 import pandas as pd
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fluxbase_aichat import (
     ConfigurationError,
@@ -343,3 +345,26 @@ def test_neither_is_imported_before_it_is_asked_for() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert "[]\n" == ran.stdout
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]))
+    | st.decimals(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["2026-02-28T12:34:56Z", "9999-99-99T00:00:00Z"])
+    | st.sampled_from([UUID_BYTES, NOON, interval(1), interval(1, 2, 3), interval(0, 10**12)]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=12,
+)
+
+
+@given(st.lists(JSON, min_size=1, max_size=5))
+def test_no_json_is_too_odd_for_a_frame(values: list[Any]) -> None:
+    """Whatever a column holds, the frame has a row for each value and a null for each null."""
+    result = table(*values)
+    in_polars = result.to_polars()["x"]
+    assert len(values) == len(result.to_pandas()) == len(in_polars)
+    assert [value is None for value in values] == in_polars.is_null().to_list()
