@@ -13,6 +13,8 @@ import ipaddress
 import math
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -433,6 +435,14 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
             raise ConfigurationError(f"{what}() has no parameter {wrong}: {_suggest(wrong, names)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if "ipykernel" in sys.modules:
+                # The shell keeps the last traceback, and with its frames the client, which the
+                # next run of the connecting cell replaces.
+                traceback.clear_frames(error.__traceback__)
+                del args, kwargs
+            raise
 
     return checked

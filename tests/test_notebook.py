@@ -69,9 +69,15 @@ turn = chat.send_message(cid, "pause 1\\nsay one\\nsql SELECT 1 AS x\\n---\\nsay
     "interrupted": "%%ask sql-assistant\nsay begin\npause 1",
     "next": "%%ask sql-assistant\nsay again",
     "interrupted wait": "chat.conversation('sql-assistant').send('say begin\\npause 1').display()",
+    "loud": QUIET[:-1] + ", on_content=print)",
+    "interrupted ask": "chat.ask('sql-assistant', 'say begin\\npause 1')",
     "threads then": "gate.set(); old = client_threads()",
     "connect then": QUIET + "\nchat.connect()",
-    "threads after": "for t in old: t.join(5)\nlen([t for t in client_threads() if t not in old])",
+    "threads after": "for t in old: t.join(5)\n[t in old for t in client_threads()]",
+    "failed ask": "chat.ask('nobody', 'hello')",
+    "threads of it": "old = client_threads()",
+    "connect at last": QUIET + "\nchat.connect()",
+    "threads at last": "for t in old: t.join(5)\n[t in old for t in client_threads()]",
     "environment": """
 import os
 os.environ["FLUXBASE_URL"], os.environ["FLUXBASE_TOKEN"] = server.ws_url, server.token()
@@ -81,7 +87,7 @@ del chat
     "repr": "reply = chat.ask('support', 'say a <b>c</b>'); reply",
     "close": "chat.disconnect(); server.close()",
 }
-INTERRUPTED = {"interrupted": "begin", "interrupted wait": "begin"}
+INTERRUPTED = {"interrupted": "begin", "interrupted wait": "begin", "interrupted ask": "begin"}
 
 
 def run(cells: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
@@ -217,11 +223,14 @@ def test_interrupting_cancels_and_the_next_cell_works(cells: Cells) -> None:
     assert "again" == shown(cells["next"])[-1]["text/markdown"]
 
 
-def test_an_interrupted_display_keeps_no_client(cells: Cells) -> None:
-    """The shell keeps the traceback, and yet the connecting cell leaves one pair of threads."""
+def test_the_last_error_keeps_no_client(cells: Cells) -> None:
+    """The shell keeps its traceback, and yet the connecting cell leaves one pair of threads."""
     assert "KeyboardInterrupt" == error(cells["interrupted wait"])[0]
     assert "begin\n\n*Cancelled\\.*" == shown(cells["interrupted wait"])[-1]["text/markdown"]
-    assert [{"text/plain": "2"}] == shown(cells["threads after"])
+    assert "KeyboardInterrupt" == error(cells["interrupted ask"])[0]
+    assert "ChatbotNotFoundError" == error(cells["failed ask"])[0]
+    for after in ("threads after", "threads at last"):
+        assert [{"text/plain": "[False, False]"}] == shown(cells[after])
 
 
 def test_without_a_client_the_environment_counts(cells: Cells) -> None:
