@@ -17,6 +17,7 @@ import attrs
 
 from ._deadline import Clock, Deadline
 from ._handshake import Redactor
+from ._logs import about
 from ._net import Waker, call, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
@@ -202,7 +203,7 @@ class Connection:
                 self._sink.opened(self)
                 error = self._talk(transport)
             except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting
-                _log.exception("the I/O thread failed")
+                _log.exception("the I/O thread failed", extra=about())
                 error = ConnectionLostError("the client failed: see the log")
                 error.__cause__ = bug
             finally:
@@ -235,7 +236,7 @@ class Connection:
         except FluxbaseChatError:
             raise
         except Exception as bug:
-            _log.exception("opening a connection failed")
+            _log.exception("opening a connection failed", extra=about())
             raise ConnectError("the client failed: see the log") from bug
 
     def _shake_hands(self, deadline: Deadline) -> Transport:
@@ -334,7 +335,11 @@ class Connection:
         for item in items:
             if isinstance(item, UnknownEvent) and item.type not in self._unknown_types:
                 self._unknown_types.add(item.type)
-                _log.info("the server sends an unknown type of message: %.100r", item.type)
+                _log.info(
+                    "the server sends an unknown type of message: %.100r",
+                    item.type,
+                    extra=about(conversation_id=item.conversation_id),
+                )
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):

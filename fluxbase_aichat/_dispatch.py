@@ -445,14 +445,14 @@ class Dispatcher:
 
     def _failed(self, error: BaseException, event: events.Event) -> None:
         self._count_failure()
+        extra = about(conversation_id=event.conversation_id)
         handler = self._callbacks.on_callback_error
         if handler is not None:
             try:
                 handler(error, event)
             except BaseException:  # noqa: BLE001 - the user's, whatever it is
-                _log.exception("on_callback_error failed")
+                _log.exception("on_callback_error failed", extra=extra)
             return
-        extra = about(conversation_id=event.conversation_id)
         _log.error("a callback failed on a %s event", event.type, exc_info=error, extra=extra)
 
 

@@ -267,8 +267,8 @@ def _fit_decimals(pl: Any, values: list[Any]) -> tuple[Any, list[Any]]:
     decimals: list[Decimal] = [Decimal(value) for value in values if value is not None]
     if all(value.is_finite() for value in decimals):
         places = [-int(value.as_tuple().exponent) for value in decimals]
-        scale = max(0, *places, 0)
-        whole = max(0, *(value.adjusted() + 1 for value in decimals if value), 0)
+        scale = max([0, *places])
+        whole = max([0, *(value.adjusted() + 1 for value in decimals if value)])
         if whole + scale <= _DIGITS:
             return pl.Decimal(_DIGITS, scale), _each(Decimal, values)
     return pl.String(), _each(str, values)

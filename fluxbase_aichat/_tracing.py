@@ -16,6 +16,7 @@ import attrs
 from . import events
 from ._answer import Answer
 from ._deadline import Clock
+from ._logs import about
 from ._wire import Item
 from .config import Settings
 from .errors import ConfigurationError, FluxbaseChatError, MissingExtraError, TurnCancelledError
@@ -108,7 +109,7 @@ class _TracedAnswer(Answer):
         try:
             self._tell(span, done, error)
         except Exception:  # noqa: BLE001 - the user's, whatever it is
-            _log.exception("the tracer failed")
+            _log.exception("the tracer failed", extra=about(self.chatbot, self.conversation_id))
 
     def _tell(self, span: Span, done: events.Done | None, error: FluxbaseChatError | None) -> None:
         from opentelemetry.trace import StatusCode, set_span_in_context  # noqa: PLC0415 - an extra
@@ -179,7 +180,7 @@ def traced_answer(
     try:
         return context.run(_traced, settings, chatbot, namespace, content, clock)
     except Exception:  # noqa: BLE001 - the user's, whatever it is
-        _log.exception("the tracer failed")
+        _log.exception("the tracer failed", extra=about(chatbot))
         return Answer(chatbot, clock)
 
 

@@ -21,7 +21,10 @@ from .results import QueryResult, ToolOutput
 __all__ = ["Live", "follow_cells"]
 
 _FRAME: Final = 0.1
-"""Seconds between two pictures: each is the whole text again."""
+"""Seconds between two pictures, at least."""
+_RATE: Final = 100_000
+"""Characters of pictures a second, for each is the whole text again: Jupyter drops the output of a
+cell that sends more than 1 MB a second (`iopub_data_rate_limit`)."""
 
 _MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$>])")
 
@@ -70,12 +73,12 @@ class _Cell:
         self._handle: Any = None
         self._text = ""
         self._step = ""
-        self._painted = float("-inf")
+        self._due = float("-inf")
         self._stale = False
 
     @property
     def patience(self) -> float | None:
-        return max(0.0, self._painted + _FRAME - time.monotonic()) if self._stale else None
+        return max(0.0, self._due - time.monotonic()) if self._stale else None
 
     def text(self, delta: str) -> None:
         self._text += delta
@@ -96,7 +99,7 @@ class _Cell:
         self._stale = False
 
     def refresh(self) -> None:
-        if self._stale and time.monotonic() >= self._painted + _FRAME:
+        if self._stale and time.monotonic() >= self._due:
             self._paint()
 
     def end(self, note: str) -> None:
@@ -117,7 +120,7 @@ class _Cell:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
-        self._painted = time.monotonic()
+        self._due = time.monotonic() + _FRAME + len(bundle["text/plain"]) / _RATE
         self._stale = False
 
 

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import Heard
 
+import fluxbase_aichat
 from fluxbase_aichat import ConnectionLostError, FluxbaseAIChat, RateLimitError
 from fluxbase_aichat.testing import FakeServer
 
 BOT = "sql-assistant"
 SECRET = "what nobody should see"
+
+
+LOGGING = sorted(
+    path
+    for path in Path(fluxbase_aichat.__file__).parent.glob("*.py")
+    if "logging.getLogger(" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("path", LOGGING, ids=lambda path: path.stem)
+def test_every_record_has_the_ids(path: Path) -> None:
+    """So a formatter may name them: each call of a logger gives `extra`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    methods = {"debug", "info", "warning", "error", "exception"}
+    calls = [
+        call
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        for named in [call.func, *call.args[:1]]  # of partial() it is the first argument
+        if isinstance(named, ast.Attribute)
+        and named.attr in methods
+        and isinstance(named.value, ast.Name)
+        and named.value.id.endswith("_log")
+    ]
+    assert calls or path.stem == "_logs"
+    assert [] == [
+        call.lineno for call in calls if "extra" not in {keyword.arg for keyword in call.keywords}
+    ]
 
 
 def lines(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:

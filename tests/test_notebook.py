@@ -78,6 +78,16 @@ turn = chat.send_message(cid, "pause 1\\nsay one\\nsql SELECT 1 AS x\\n---\\nsay
     "threads of it": "old = client_threads()",
     "connect at last": QUIET + "\nchat.connect()",
     "threads at last": "for t in old: t.join(5)\n[t in old for t in client_threads()]",
+    "patience": """
+from fluxbase_aichat.display import Live
+from fluxbase_aichat.events import Content
+live = Live()
+live.show([Content(delta="x" * 300_000)])
+live.show([Content(delta="y")])
+too_soon = live.patience
+live.end(None)
+1 < too_soon < 4, live.patience
+""",
     "environment": """
 import os
 os.environ["FLUXBASE_URL"], os.environ["FLUXBASE_TOKEN"] = server.ws_url, server.token()
@@ -231,6 +241,14 @@ def test_the_last_error_keeps_no_client(cells: Cells) -> None:
     assert "ChatbotNotFoundError" == error(cells["failed ask"])[0]
     for after in ("threads after", "threads at last"):
         assert [{"text/plain": "[False, False]"}] == shown(cells[after])
+
+
+def test_a_long_answer_is_painted_less_often(cells: Cells) -> None:
+    """Each picture is the whole text, and Jupyter bounds what a cell may send in a second."""
+    text, result = shown(cells["patience"])
+    assert "x" * 300_000 + "y" == text["text/markdown"]
+    assert {"text/plain": "(True, None)"} == result
+    assert 3 == len(cells["patience"]["outputs"])
 
 
 def test_without_a_client_the_environment_counts(cells: Cells) -> None:

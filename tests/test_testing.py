@@ -363,6 +363,23 @@ def test_without_pytest_it_is_not_imported() -> None:
     assert "False\n" == ran.stdout
 
 
+def test_values_need_no_server_and_a_server_its_extra() -> None:
+    """Without wsproto `reply` works, and the error of `FakeServer` has the pip line."""
+    script = (
+        "import sys; sys.modules['wsproto'] = None\n"
+        "from fluxbase_aichat import MissingExtraError\n"
+        "from fluxbase_aichat.testing import FakeServer, reply\n"
+        "print(reply('Hi'))\n"
+        "try: FakeServer()\n"
+        "except MissingExtraError as error: print(error)\n"
+    )
+    ran = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.startswith("Hi\n")
+    assert "pip install 'fluxbase-aichat[devserver]'" in ran.stdout
+
+
 # --- The demo -------------------------------------------------------------------------------
 
 
