@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
 from ._columns import ColumnType, Interval, check_types, convert, recognise
-from .errors import ConfigurationError, MissingExtraError
+from .errors import ConfigurationError, MissingExtraError, RemoteProtocolError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +91,7 @@ def _columns(
     columns: Sequence[str],
     types: Mapping[str, ColumnType] | None,
 ) -> dict[str, _Column]:
-    """Return each column's kind and values; of a result without rows those that `types` names."""
+    """Return the kind and values of each column; of a result without rows, those in `types`."""
     types = check_types({} if types is None else types, columns)
     found: dict[str, _Column] = {}
     for name in columns or types:
@@ -101,7 +101,10 @@ def _columns(
             converted = recognise(values) or _date_times(values) or values
         else:
             converted = convert(name, values, wanted)
-        found[name] = _kind(converted, wanted), converted
+        written = _scrub(name)
+        if written in found:
+            raise RemoteProtocolError("two columns have names that differ in no written character")
+        found[written] = _kind(converted, wanted), converted
     return found
 
 
@@ -169,8 +172,8 @@ def to_pandas(
             series[name] = pd.Series(values, dtype=_pandas_type(kind, values, text))
         except UnicodeEncodeError:  # half of a surrogate pair does not fit into Arrow's text
             series[name] = pd.Series(values, dtype=object)
-        except Exception as error:
-            raise _misfit(name, "pandas") from error
+        except Exception:  # noqa: BLE001 - its text may quote a user's data
+            raise _misfit(name, "pandas") from None
     return pd.DataFrame(series, index=pd.RangeIndex(len(data)))
 
 
@@ -217,13 +220,13 @@ def to_polars(
     series: list[pl.Series] = []
     for name, (kind, values) in _columns(data, columns, types).items():
         try:
-            dtype, fitted = _fit(pl, kind, values, _DEPTH)
-        except _UnfitError:
-            dtype, fitted = pl.String(), _each(_json_text, values)
-        try:
-            series.append(pl.Series(_scrub(name), fitted, dtype=dtype))
-        except Exception as error:
-            raise _misfit(name, "polars") from error
+            try:
+                dtype, fitted = _fit(pl, kind, values, _DEPTH)
+            except _UnfitError:
+                dtype, fitted = pl.String(), _each(_json_text, values)
+            series.append(pl.Series(name, fitted, dtype=dtype))
+        except Exception:  # noqa: BLE001 - its text may quote a user's data
+            raise _misfit(name, "polars") from None
     return pl.DataFrame(series)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -22,6 +22,7 @@ from fluxbase_aichat import (
     MissingExtraError,
     QueryFailedError,
     QueryResult,
+    RemoteProtocolError,
 )
 
 UUID_BYTES = [0, 0, 0, 0, 0, 0, 64, 0, 128, 0, 0, 0, 0, 0, 0, 1]
@@ -271,6 +272,16 @@ def test_rows_keep_their_order_and_columns_that_of_the_query() -> None:
     assert [1, None] == result.to_polars()["a"].to_list()
 
 
+def test_names_that_cannot_be_written() -> None:
+    """Half of a surrogate pair is replaced; where that leaves two columns alike, it is an error."""
+    odd = QueryResult("", "", 1, [{"a\ud800": 1}])
+    assert ["a\ufffd"] == list(odd.to_pandas().columns) == odd.to_polars().columns
+    twice = QueryResult("", "", 1, [{"a\ud800": 1, "a\ud801": 2}])
+    for call in (twice.to_pandas, twice.to_polars):
+        with pytest.raises(RemoteProtocolError, match="two columns"):
+            call()
+
+
 def test_a_query_without_rows() -> None:
     """It is an empty frame, with the columns that were named."""
     assert (0, 0) == EMPTY.to_pandas().shape == EMPTY.to_polars().shape
@@ -289,8 +300,22 @@ def test_a_query_that_failed(summary: str) -> None:
             call()
 
 
+def before_all_time(_: object) -> datetime:
+    """Return a moment that UTC has no year for."""
+    return datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))
+
+
+def test_what_a_library_cannot_hold() -> None:
+    """The error names the column, and quotes nothing of it."""
+    for call in (table("secret").to_pandas, table("secret").to_polars):
+        with pytest.raises(ConfigurationError, match=r"types\['x'\]: .* cannot hold") as caught:
+            call({"x": before_all_time})
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+
 def test_a_mistake_in_types() -> None:
-    """It is told as `rows_as` tells it; what the library cannot hold names the column."""
+    """It is told as `rows_as` tells it."""
     for call in (table(1).to_pandas, table(1).to_polars):
         with pytest.raises(ConfigurationError, match="no column 'y'"):
             call({"y": "integer"})
