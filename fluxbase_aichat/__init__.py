@@ -1,6 +1,7 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
 from . import errors, events
+from ._magic import load_ipython_extension
 from ._many import ask_many
 from ._sse import SSE_HEADERS
 from .client import FluxbaseAIChat
@@ -108,4 +109,5 @@ __all__ = [
     "ask_many",
     "errors",
     "events",
+    "load_ipython_extension",
 ]

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from . import events
 from ._deadline import Clock, Deadline
+from ._logs import about
 from ._wire import ContentRun, Item
 from .errors import FluxbaseChatError, NotConnectedError, TurnCancelledError
 from .results import QueryResult, Reply, ToolOutput
@@ -360,7 +361,10 @@ class Answer:
         if self.error is not None and not self.looked_at:
             self.looked_at = True
             _log.warning(
-                "a turn failed and nobody looked: %s: %s", type(self.error).__name__, self.error
+                "a turn failed and nobody looked: %s: %s",
+                type(self.error).__name__,
+                self.error,
+                extra=about(self.chatbot, self.conversation_id),
             )
 
     # -- any thread -------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import attrs
 
 from ._deadline import Clock, Deadline, join
 from ._handshake import Redactor, token_of
+from ._logs import about
 from ._net import Waker, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
@@ -228,7 +229,7 @@ class Connection:
                 self._sink.opened(self)
                 error = self._talk(transport)
             except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting
-                _log.exception("the I/O thread failed")
+                _log.exception("the I/O thread failed", extra=about())
                 error = ConnectionLostError("the client failed: see the log")
                 error.__cause__ = bug
             finally:
@@ -257,7 +258,7 @@ class Connection:
         except FluxbaseChatError:
             raise
         except Exception as bug:
-            _log.exception("opening a connection failed")
+            _log.exception("opening a connection failed", extra=about())
             raise ConnectError("the client failed: see the log") from bug
 
     def _shake_hands(self, deadline: Deadline, refused: str | None = None) -> Transport:
@@ -350,7 +351,11 @@ class Connection:
                 if len(self._unknown_types) == _UNKNOWN_TYPES:
                     break
                 self._unknown_types.add(item.type)
-                _log.info("the server sends an unknown type of message: %.100r", item.type)
+                _log.info(
+                    "the server sends an unknown type of message: %.100r",
+                    item.type,
+                    extra=about(conversation_id=item.conversation_id),
+                )
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):

@@ -11,9 +11,12 @@ cannot.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -21,10 +24,14 @@ from . import events
 from ._answer import fresh
 from ._dispatch import Callbacks, Dispatcher, Failure, Post
 from ._entry import Entry
+from ._logs import about
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
 __all__ = ["Effects", "Telling", "code_of"]
+
+_connection_log = logging.getLogger("fluxbase_aichat.connection")
+_turn_log = logging.getLogger("fluxbase_aichat.turn")
 
 Effect = Callable[[], object]
 
@@ -147,12 +154,27 @@ class Telling:
         size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `ending` ends the entry before."""
+        if entry is None:
+            self._log_connection(items)
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if self.callbacks.any:
             self.dispatcher.post(Post(context, items, answer, ending=ending, size=size))
         elif ending is not None and answer is not None:
             self._effects.then(answer.callbacks_run.set)
+
+    def _log_connection(self, items: Sequence[Item | Failure]) -> None:
+        for item in items:
+            match item:
+                case events.Reconnecting(attempt=attempt, delay=delay):
+                    text = f"reconnecting: attempt {attempt} in {delay:.1f} s"
+                case events.Disconnected(reason=reason):
+                    text = f"disconnected: {reason}"
+                case events.Connected() | events.Reconnected():
+                    text = item.type
+                case _:
+                    continue
+            self._log(partial(_connection_log.info, text, extra=about()))
 
     def stray(self, item: Item, size: int) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
@@ -185,6 +207,7 @@ class Telling:
                 answer.fail(error, told=told)
 
         self._end(entry, resolve, items)
+        self._log_end(entry, f"ended with {type(error).__name__}")
 
     def finish(self, entry: Entry, done: events.Done) -> None:
         """End a turn whose answer is whole."""
@@ -192,6 +215,7 @@ class Telling:
         assert answer is not None  # noqa: S101 - a turn has one
         entry.ended = True
         self._end(entry, lambda: answer.finish(done), [done])
+        self._log_end(entry, "is whole")
 
     def resolve(self, entry: Entry, conversation_id: str) -> None:
         """End a start: its conversation has this id."""
@@ -208,6 +232,15 @@ class Telling:
         self.post(items, entry, ending=ending)
         self._effects.then(self._ended)
 
+    def _log_end(self, entry: Entry, how: str) -> None:
+        if _turn_log.isEnabledFor(logging.DEBUG):
+            what = "a start" if entry.answer is None else "an answer"
+            extra = about(entry.record.chatbot, entry.record.id)
+            self._log(partial(_turn_log.debug, "%s %s", what, how, extra=extra))
+
+    def _log(self, tell: Effect) -> None:
+        self._effects.then(partial(_quietly, tell))
+
 
 class Ending:
     """What ends a call, done once: a second thread waits for the first, and then does nothing."""
@@ -223,6 +256,12 @@ class Ending:
             if not self._done:
                 self._effect()
                 self._done = True
+
+
+def _quietly(tell: Effect) -> None:
+    """Log: a handler is the user's, and what it raises must keep nothing else from its turn."""
+    with contextlib.suppress(Exception):
+        tell()
 
 
 def code_of(error: FluxbaseChatError) -> str:

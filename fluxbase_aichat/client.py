@@ -41,6 +41,8 @@ from .turn import (
 if TYPE_CHECKING:
     import ssl
 
+    from opentelemetry.trace import Tracer
+
 __all__ = ["FluxbaseAIChat"]
 
 
@@ -55,6 +57,7 @@ class FluxbaseAIChat:
 
     Args:
         ws_url: `ws://`, `wss://`, `http://` or `https://`; an empty path becomes `/ai/ws`.
+            `"demo:"` is a dev server in this process (extra `devserver`), which needs no token.
         token: a JWT, or a callable that returns one and is called for every connection, such as
             a `PasswordLogin`; sent as a header. `None` connects anonymously.
         on_content: called with `(delta, conversation_id)`.
@@ -80,6 +83,10 @@ class FluxbaseAIChat:
         allow_insecure: allow credentials over `ws://` to another machine.
         exact_numbers: numbers with a fraction in query results become `decimal.Decimal`.
         recover_replies: `result()` and `ask()` recover a lost answer, see `Turn.recover`.
+        tracer: a tracer of OpenTelemetry (extra `otel`): each turn becomes a span with the GenAI
+            names, which is the current one in its callbacks; each query is a span inside it.
+            Without a tracer there are none.
+        trace_content: have questions, answers, SQL and summaries in the spans.
 
     A callback gets its required positional parameters in order; one with a default only if it has
     the documented name; `*args` gets all.
@@ -115,8 +122,20 @@ class FluxbaseAIChat:
         allow_insecure: bool = False,
         exact_numbers: bool = False,
         recover_replies: bool = False,
+        tracer: Tracer | None = None,
+        trace_content: bool = False,
     ) -> None:
         check_ssl_context(ssl_context)
+        if tracer is not None:
+            from ._tracing import check_tracer  # noqa: PLC0415 - an extra's
+
+            check_tracer(tracer)
+        demo = None
+        if ws_url == "demo:":
+            from ._demo import Demo  # noqa: PLC0415 - and the dev server, an extra, with it
+
+            demo = Demo.running()
+            ws_url, token = demo.url, token or demo.token
         settings = Settings(
             endpoint=ws_url,
             token=token,
@@ -133,6 +152,8 @@ class FluxbaseAIChat:
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
             recover_replies=recover_replies,
+            tracer=tracer,
+            trace_content=trace_content,
         )
         callbacks = Callbacks.of(
             on_content=on_content,
@@ -144,6 +165,8 @@ class FluxbaseAIChat:
             on_callback_error=on_callback_error,
         )
         self._lease = Lease(Session(settings, callbacks.weakly(), time.monotonic), callbacks)
+        if demo is not None:
+            demo.serve_for(self._lease)
         self._entered = False
 
     @classmethod

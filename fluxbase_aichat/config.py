@@ -12,6 +12,8 @@ import ipaddress
 import math
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -413,6 +415,8 @@ class Settings:
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)
     exact_numbers: bool = attrs.field(default=False, validator=_check_flag)
     recover_replies: bool = attrs.field(default=False, validator=_check_flag)
+    tracer: Any = attrs.field(default=None, repr=False)
+    trace_content: bool = attrs.field(default=False, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         names = {name.lower() for name, _ in self.headers}
@@ -420,6 +424,8 @@ class Settings:
             raise ConfigurationError("give token or service_key, not both: which one counts?")
         if self.token is not None and "authorization" in names:
             raise ConfigurationError("headers must not set Authorization when token is given")
+        if self.trace_content and self.tracer is None:
+            raise ConfigurationError("trace_content needs a tracer")
         if self.token_in_query and self.token is None:
             raise ConfigurationError("token_in_query needs a token")
         secret = self.token is not None or self.service_key is not None
@@ -466,6 +472,14 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
             raise ConfigurationError(f"{what}() has no parameter {wrong}: {suggest(wrong, names)}")
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if "ipykernel" in sys.modules:
+                # The shell keeps the last traceback, and with its frames the client, which the
+                # next run of the connecting cell replaces.
+                traceback.clear_frames(error.__traceback__)
+                del args, kwargs
+            raise
 
     return checked

@@ -143,8 +143,9 @@ class ChatPool:
         self._acquire_seconds = check_seconds("acquire_timeout", acquire_timeout, zero=True)
         self._make = functools.partial(FluxbaseAIChat, url, **options)
         # What the options are worth is checked there; a person's token comes later.
-        probe = self._make(token="-" if options.get("token_in_query") else None)
-        self._settings = probe._session.settings  # noqa: SLF001
+        # It is kept, because with "demo:" it keeps the dev server running.
+        self._probe = self._make(token="-" if options.get("token_in_query") else None)
+        self._settings = self._probe._session.settings  # noqa: SLF001
         self._clock: Clock = time.monotonic
         self._closed = False
         # Rung when the janitor has to look again; a list, because it outlives the pool.

@@ -42,6 +42,8 @@ from .stored import Chatbot, ConversationPage, ConversationSummary, StoredConver
 if TYPE_CHECKING:
     import ssl
 
+    from ._demo import Demo
+
 __all__ = ["FluxbaseAI", "PasswordLogin", "RefreshToken"]
 
 T = TypeVar("T")
@@ -65,7 +67,8 @@ class FluxbaseAI:
 
     Args:
         url: the server, `https://` or `http://`; a chat's URL serves too. What stands before
-            `/ai/ws` in its path, or all of another path, stands before `/api/v1` too.
+            `/ai/ws` in its path, or all of another path, stands before `/api/v1` too. `"demo:"` is
+            the dev server of `FluxbaseAIChat("demo:")`.
         token: a JWT, or a callable that returns one and is called for every request, such as
             `PasswordLogin`. `None`: anonymous, which only lists chatbots.
         service_key: a service key in place of a token.
@@ -108,6 +111,12 @@ class FluxbaseAI:
     ) -> None:
         check_ssl_context(ssl_context)
         self._timeout = check_seconds("timeout", timeout)
+        self._demo: Demo | None = None  # it runs as long as somebody holds it
+        if url == "demo:":
+            from ._demo import Demo  # noqa: PLC0415 - and the dev server, an extra, with it
+
+            self._demo = Demo.running()
+            url, token = self._demo.url, token or self._demo.token
         # What a chat with the same server shares with this.
         self._options: dict[str, Any] = {
             "headers": headers,
@@ -389,9 +398,12 @@ class FluxbaseAI:
         settings = self._settings
         if "token" not in options and "service_key" not in options:
             options |= {"token": settings.token, "service_key": settings.service_key}
-        return _LookingUpChat(
+        chat = _LookingUpChat(
             self, **{"ws_url": chat_of(settings.endpoint), **self._options, **options}
         )
+        if self._demo is not None:
+            self._demo.serve_for(chat._lease)  # noqa: SLF001 - our own chat
+        return chat
 
     # -- how --------------------------------------------------------------------------------
 

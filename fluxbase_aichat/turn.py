@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -18,6 +19,7 @@ from ._api import perform, read_conversation
 from ._deadline import Deadline
 from ._entry import Entry, Record
 from ._lifetime import Lease, calling
+from ._logs import about
 from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
 from ._sse import EventStream, SSEOptions
@@ -37,6 +39,8 @@ from .stored import StoredMessage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
 
+_log = logging.getLogger("fluxbase_aichat.turn")
+
 IfBusy = Literal["queue", "cancel", "raise"]
 PageContext = str | dict[str, Any]
 """What the page shows (from server 2026.6): text, or an object, by the server's version."""
@@ -51,7 +55,7 @@ class Turn:
 
     def __init__(self, lease: Lease, entry: Entry) -> None:
         assert entry.answer is not None  # noqa: S101 - a message has one
-        self._lease = lease
+        self._lease: Lease | None = lease
         self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
@@ -211,8 +215,9 @@ class Turn:
                 question = asked(self._session, self._entry)
                 # A turn that has gone back to its pool is recovered on its own: the pool may be
                 # about to disconnect what it has lent.
-                session = self._lease.session
+                session = self._session if self._lease is None else self._lease.session
                 self._recovered = recover(session, answer.conversation_id, question, deadline)
+                self._let_go()
             except RecoveryError as error:
                 error.sent = self._entry.sent
                 error.partial_text = self.text
@@ -229,6 +234,7 @@ class Turn:
             ended = self._answer.ended.wait(deadline.remaining())
             if ended and not self._session.inside_callback:
                 ended = self._answer.callbacks_run.wait(deadline.remaining())
+        self._let_go()
         return ended
 
     def __iter__(self) -> Iterator[events.Event]:
@@ -311,7 +317,43 @@ class Turn:
         if not answer.cancelled:
             self._raise_error()
 
+    def display(self) -> None:
+        """Show the answer while it grows, until it has ended; in a notebook in the current cell.
+
+        There its text is Markdown, with what the chatbot does meanwhile below it, and each query
+        a table under its SQL. Elsewhere it is printed as it comes. Raises what made the turn
+        fail; a cancelled turn just ends. Ctrl-C, or interrupting the cell, cancels it.
+        """
+        from .display import Live  # noqa: PLC0415 - most turns are not shown
+
+        answer = self._answer
+        live = Live()
+        position = Position()
+        last = False
+        try:
+            while not last:
+                with self._waiting():
+                    items, last = answer.read(position, Deadline(live.patience))
+                if not answer.cancelled:
+                    live.show(items)
+            live.end(answer.error)
+        except KeyboardInterrupt:
+            self.cancel()
+            live.end(answer.error)
+            raise
+        if not answer.cancelled:
+            self._raise_error()
+
+    def _let_go(self) -> None:
+        """Keep the client no longer than needed: an old answer in a notebook is no reason."""
+        answer = self._answer
+        if answer.cancelled or (answer.ended.is_set() and answer.callbacks_run.is_set()):
+            # What may be recovered needs the client's tokens for that.
+            lost = isinstance(answer.error, (ConnectionLostError, ChatTimeoutError))
+            self._lease = self._lease if lost and self._recovered is None else None
+
     def _raise_error(self) -> None:
+        self._let_go()
         self._answer.looked_at = True
         if self._answer.error is not None:
             raise self._fresh_error()
@@ -342,6 +384,7 @@ class Turn:
         newer one. Nothing happens when the turn has ended.
         """
         self._session.cancel_entry(self._entry)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -502,7 +545,9 @@ def start(
     except KeyboardInterrupt:
         session.cancel_entry(entry)
         raise
-    return outcome.get()
+    conversation_id = outcome.get()
+    _log.debug("a conversation is started", extra=about(record.chatbot, conversation_id))
+    return conversation_id
 
 
 def send(
@@ -520,10 +565,12 @@ def send(
         raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
     limits = session.settings.timeouts
     own = not isinstance(timeout, Unset)
+    context = contextvars.copy_context()
+    answer = _answer(session, record, content, context)
     entry = Entry(
         record=record,
-        context=contextvars.copy_context(),
-        answer=Answer(record.chatbot, session.clock),
+        context=context,
+        answer=answer,
         content=content,
         page_context=page_context,
         start_limit=limits.start,
@@ -532,12 +579,27 @@ def send(
         turn_limit=None if own else limits.turn,
     )
     turn = Turn(lease, entry)
+    _log.debug("a message is to be sent", extra=about(record.chatbot, record.id))
     try:
         session.submit_turn(entry, if_busy)
     except KeyboardInterrupt:
         turn.cancel()  # nobody will ever hold it
         raise
+    except FluxbaseChatError as error:
+        answer.fail(fresh(error), told=True)  # it is raised here
+        raise
     return turn
+
+
+def _answer(session: Session, record: Record, content: str, context: contextvars.Context) -> Answer:
+    """Return the answer to be; with a tracer it has a span, the current one in `context`."""
+    settings = session.settings
+    if settings.tracer is None:
+        return Answer(record.chatbot, session.clock)
+    from ._tracing import traced_answer  # noqa: PLC0415 - an extra's
+
+    chatbot, namespace = record.chatbot, record.namespace
+    return traced_answer(settings, chatbot, namespace, content, session.clock, context)
 
 
 def ask(
