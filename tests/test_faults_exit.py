@@ -82,7 +82,7 @@ def test_x06_ctrl_c_in_a_turn(call) -> None:
             assert "waiting" == running.line()
         running.interrupt()
         status, _, err = running.end()
-        assert INTERRUPTED == status
+        assert INTERRUPTED == status, err
         if call == "wait_idle":
             assert err.endswith(LINE.format(1))  # nobody has ended the turn
             err = err.removesuffix(LINE.format(1))
@@ -118,7 +118,7 @@ def test_x06_ctrl_c_outside_of_a_turn(call) -> None:
         waiting.wait()
         running.interrupt()
         status, _, err = running.end()
-        assert INTERRUPTED == status
+        assert INTERRUPTED == status, err
         assert keyboard_interrupt(err), err
         assert running.took < AT_ONCE
         server.join()

@@ -14,7 +14,7 @@ import weakref
 import pytest
 import websocket
 from conftest import descriptors, running
-from helpers import Heard, client_threads
+from helpers import Heard
 from scripts.process import Script
 from servers import WAIT, Gate, Peer, RawServer, content, done, frame
 
@@ -49,9 +49,13 @@ def stalling(asked: Gate):
 def gone(thing: weakref.ref) -> bool:
     """Whether it was collected, with its threads; cycles count as garbage."""
     gc.collect()
-    running({thread for thread in threading.enumerate() if not ours(thread)})
+    # One of them may just be starting another.
+    while left := list(filter(ours, threading.enumerate())):
+        for thread in left:
+            thread.join(WAIT)
+            assert not thread.is_alive()
     gc.collect()
-    return thing() is None and not client_threads()
+    return thing() is None
 
 
 def ours(thread: threading.Thread) -> bool:

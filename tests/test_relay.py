@@ -164,6 +164,8 @@ def test_server_restarts(server: DevServer, relay: Relay, chat: FluxbaseAIChat) 
     """A server that is gone is a connection that ends at once; it may come back."""
     server.kill()
     assert relay.wait_for(lambda: not relay.open)
+    while chat.is_connected():
+        pass  # it has yet to hear of it
     with pytest.raises(ConnectError):
         chat.connect()
     server.start()
