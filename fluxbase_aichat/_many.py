@@ -17,9 +17,9 @@ from typing import Any, Final
 from ._answer import Flag
 from ._wire import check_message
 from .client import FluxbaseAIChat
-from .config import check_name
+from .config import check_count, check_name
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError, LocalProtocolError
-from .pool import ChatPool, Token, UserKey, check_count
+from .pool import ChatPool, Token, UserKey
 from .results import Reply
 from .turn import Turn
 

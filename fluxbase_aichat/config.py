@@ -31,6 +31,7 @@ __all__ = [
     "Settings",
     "Timeouts",
     "Unset",
+    "check_count",
     "check_exposure",
     "check_name",
     "check_seconds",
@@ -266,6 +267,14 @@ _RESERVED = frozenset(
         "sec-websocket-version",
     }
 )
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise `ConfigurationError` for what is no whole number, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"{name} must be a whole number, {least} or more, not {_shown(value)}"
+        )
 
 
 def check_secret(name: str, value: object) -> str:

@@ -26,11 +26,11 @@ from ._answer import Flag
 from ._deadline import Clock, Deadline
 from ._lifetime import Loan, tell_of_forks
 from .client import FluxbaseAIChat
-from .config import Settings, check_name, check_seconds, named_keywords, suggest
+from .config import Settings, check_count, check_name, check_seconds, named_keywords, suggest
 from .errors import ConfigurationError, NotConnectedError, PoolTimeoutError
 from .turn import PageContext, Turn
 
-__all__ = ["ChatPool", "PoolStats", "Token", "UserKey", "check_count"]
+__all__ = ["ChatPool", "PoolStats", "Token", "UserKey"]
 
 UserKey = str | int | uuid.UUID
 """The application's own key of a person."""
@@ -538,10 +538,3 @@ def _check_user(user: object) -> UserKey:
     if isinstance(user, str):
         check_name("user", user, what="the application's own key of the person")
     return user
-
-
-def check_count(name: str, value: object) -> None:
-    """Raise `ConfigurationError` for what is no whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        shown = repr(value) if isinstance(value, int) else type(value).__name__
-        raise ConfigurationError(f"{name} must be a whole number, 1 or more, not {shown}")

@@ -23,6 +23,7 @@ from .config import (
     Limits,
     Settings,
     Unset,
+    check_count,
     check_name,
     check_seconds,
     named_keywords,
@@ -244,8 +245,8 @@ class FluxbaseAI:
             timeout: seconds, in place of the client's.
 
         """
-        _check_count("limit", limit, 1)
-        _check_count("offset", offset, 0)
+        check_count("limit", limit)
+        check_count("offset", offset, 0)
         for name, value in (("chatbot", chatbot), ("namespace", namespace)):
             if value is not None:
                 check_name(name, value, what=f"a {name}'s name")
@@ -273,7 +274,7 @@ class FluxbaseAI:
         None comes twice, and those that are deleted on the way leave none out. One that is changed
         on the way may be left out: it moves to the front. `timeout` is for each page.
         """
-        _check_count("page_size", page_size, 1)
+        check_count("page_size", page_size)
         return self._pages(
             functools.partial(
                 self.list_conversations,
@@ -451,11 +452,6 @@ class _LookingUpChat(FluxbaseAIChat):
                     "its namespace=",
                 ) from None
         return self._found[chatbot]
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number from {least} on, not {value!r}")
 
 
 def _nearest(name: str, chatbots: list[Chatbot]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -31,8 +32,8 @@ URL = '"ws://localhost:8080/ai/ws"'
 TOKENS = ('"my-jwt-token"', '"my-jwt"')
 
 
-def run(block: str, server: DevServer) -> None:
-    """Run a block as a reader would, who has a server, a token and an open `chat`."""
+def run(block: str, server: DevServer) -> dict[str, Any]:
+    """Run a block as a reader with a server, a token and an open `chat`; return its names."""
     # Numbered as in the README, so that a traceback shows the line to mend.
     block = "\n" * README[: README.index(block)].count("\n") + block
     block = block.replace(URL, repr(server.ws_url))
@@ -40,7 +41,9 @@ def run(block: str, server: DevServer) -> None:
         block = block.replace(token, repr(server.token()))
     code = compile(block, "README.md", "exec")
     with FluxbaseAIChat(server.ws_url, token=server.token) as chat:
-        exec(code, {"chat": chat})  # noqa: S102 - our own README
+        names: dict[str, Any] = {"chat": chat}
+        exec(code, names)  # noqa: S102 - our own README
+    return names
 
 
 def block_with(text: str) -> str:
@@ -86,6 +89,17 @@ def test_the_rows_are_as_the_readme_says(
     assert lines[0].startswith("SELECT date_trunc('month', placed_at) AS month,")
     assert "('month', 'revenue', 'orders')" == lines[1]
     assert "2025-03-01T00:00:00Z 5232.5" == lines[2]
+
+
+def test_the_web_application_answers(fluxbase_devserver: DevServer) -> None:
+    """Its functions give a whole answer, and a stream that ends as it should."""
+    names = run(block_with("ChatPool("), fluxbase_devserver)
+    names["Response"] = lambda body, headers: b"".join(body)
+    token = fluxbase_devserver.token()
+    with names["pool"]:
+        assert "30" in names["answer"](1, token, "How many users are there?")
+        events = names["stream"](1, token, "How many users are there?")
+    assert b"\nevent: done\n" in events
 
 
 def test_the_readme_has_one_command_each_for_the_demo_and_the_tests() -> None:
