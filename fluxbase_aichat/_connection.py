@@ -239,7 +239,10 @@ class Connection:
                 self._protocol.receive_end()
                 unsent = [request for _, request in self._outgoing if request is not None]
             if self._unwritten is not None:
-                unsent.append(self._unwritten)  # half a frame is nothing to the server
+                # The last write may have sent the rest; half a frame is nothing to the server.
+                self._unwritten.stuck = transport.written < self._written_at
+                if self._unwritten.stuck:
+                    unsent.append(self._unwritten)
             self._sink.ended(self, error, unsent)
         finally:
             self._waker.close()

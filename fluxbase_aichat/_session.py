@@ -134,9 +134,9 @@ class Session:
     @contextlib.contextmanager
     def ending(self, waker: Waker) -> Iterator[None]:
         """Have `disconnect` stop a waker too."""
-        with self._effects, self._lock:
-            self._wakers.add(waker)
         try:
+            with self._effects, self._lock:
+                self._wakers.add(waker)
             yield
         finally:
             with self._effects, self._lock:
@@ -622,7 +622,8 @@ class Session:
                     self._conversations.unwrote(entry)
                 entry.restarts += 1
                 # Once is allowed also where reconnecting is off: it was not written yet.
-                if entry.sent or entry.restarts > max(1, self.settings.reconnect_attempts):
+                again = max(1, self.settings.reconnect_attempts)
+                if entry.sent is not False or entry.restarts > again:
                     self._fail(entry, error)
                 else:
                     entry.request = None

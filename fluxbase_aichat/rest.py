@@ -6,7 +6,6 @@ It checks what it is given and says what each call asks and reads; how it is mad
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -456,6 +455,8 @@ class _LookingUpChat(FluxbaseAIChat):
 
 def _nearest(name: str, chatbots: list[Chatbot]) -> str:
     """Say which chatbot was probably meant, or which there are."""
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
     names = sorted({chatbot.name for chatbot in chatbots})
     close = difflib.get_close_matches(name, names)
     if close:
