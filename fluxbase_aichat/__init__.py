@@ -1,6 +1,9 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
 from . import errors, events
+from ._magic import load_ipython_extension
+from ._many import ask_many
+from ._sse import SSE_HEADERS
 from .client import FluxbaseAIChat
 from .config import Limits, Timeouts
 from .errors import (
@@ -37,13 +40,25 @@ from .errors import (
     TurnCancelledError,
     TurnLimitError,
 )
+from .pool import ChatPool, PoolStats
+from .rest import FluxbaseAI, PasswordLogin, RefreshToken
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
+from .stored import (
+    Chatbot,
+    ConversationPage,
+    ConversationSummary,
+    StoredConversation,
+    StoredMessage,
+)
 from .turn import Conversation, Turn
 
 __all__ = [
+    "SSE_HEADERS",
     "ApiError",
     "AuthenticationError",
+    "ChatPool",
     "ChatTimeoutError",
+    "Chatbot",
     "ChatbotNotFoundError",
     "ConfigurationError",
     "ConnectError",
@@ -51,7 +66,10 @@ __all__ = [
     "ConnectionLostError",
     "Conversation",
     "ConversationNotResumedError",
+    "ConversationPage",
+    "ConversationSummary",
     "FeatureDisabledError",
+    "FluxbaseAI",
     "FluxbaseAIChat",
     "FluxbaseChatError",
     "HandshakeError",
@@ -64,7 +82,9 @@ __all__ = [
     "NoTableError",
     "NotConnectedError",
     "NotFoundError",
+    "PasswordLogin",
     "PermissionDeniedError",
+    "PoolStats",
     "PoolTimeoutError",
     "ProviderError",
     "ProxyError",
@@ -73,9 +93,12 @@ __all__ = [
     "QuotaError",
     "RateLimitError",
     "RecoveryError",
+    "RefreshToken",
     "RemoteProtocolError",
     "Reply",
     "ServerError",
+    "StoredConversation",
+    "StoredMessage",
     "TLSError",
     "Timeouts",
     "ToolOutput",
@@ -83,6 +106,8 @@ __all__ = [
     "TurnCancelledError",
     "TurnLimitError",
     "Usage",
+    "ask_many",
     "errors",
     "events",
+    "load_ipython_extension",
 ]

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from . import events
 from ._deadline import Clock, Deadline
+from ._logs import about
 from ._wire import ContentRun, Item
 from .errors import FluxbaseChatError, NotConnectedError, TurnCancelledError
 from .results import QueryResult, Reply, ToolOutput
@@ -96,6 +97,12 @@ class Text:
             texts = ("".join([d for run in runs for d in run.deltas]) for runs in self._segments)
             self._texts = tuple(text for text in texts if text)
         return self._texts
+
+    @property
+    def ends_in_prose(self) -> bool:
+        """Whether there is text behind the last tool."""
+        last = self._segments[-1] if self._segments else []
+        return any(delta for run in last for delta in run.deltas)
 
     @property
     def value(self) -> str:
@@ -354,7 +361,10 @@ class Answer:
         if self.error is not None and not self.looked_at:
             self.looked_at = True
             _log.warning(
-                "a turn failed and nobody looked: %s: %s", type(self.error).__name__, self.error
+                "a turn failed and nobody looked: %s: %s",
+                type(self.error).__name__,
+                self.error,
+                extra=about(self.chatbot, self.conversation_id),
             )
 
     # -- any thread -------------------------------------------------------------------------
@@ -368,6 +378,11 @@ class Answer:
     def done(self) -> events.Done | None:
         """The event that ended a whole answer."""
         return self._done
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the message was written; `None` if it was not."""
+        return self._sent_at
 
     def current_text(self) -> str:
         """Return the text so far."""

@@ -16,16 +16,16 @@ from typing import Protocol
 import attrs
 
 from ._deadline import Clock, Deadline, join
-from ._handshake import Redactor
-from ._net import Waker, call, pause
+from ._handshake import Redactor, token_of
+from ._logs import about
+from ._net import Waker, pause
 from ._protocol import ChatProtocol, Delivery, Message, Request
 from ._transport import Transport
 from ._watch import Due, Watch
 from ._wire import Decoder, Item, Malformed
-from .config import Settings, check_secret
+from .config import Settings
 from .errors import (
     AuthenticationError,
-    ConfigurationError,
     ConnectError,
     ConnectionLostError,
     ConnectTimeoutError,
@@ -139,6 +139,11 @@ class Connection:
         with self._lock:
             return self._protocol.needs_start(conversation_id, chatbot, namespace)
 
+    def forget(self) -> None:
+        """See `ChatProtocol.forget`."""
+        with self._lock:
+            self._protocol.forget()
+
     def send(self, request: Request) -> bool:
         """Register a request and have it written; `False` where the connection is not ready.
 
@@ -224,7 +229,7 @@ class Connection:
                 self._sink.opened(self)
                 error = self._talk(transport)
             except Exception as bug:  # noqa: BLE001 - silence would leave its callers waiting
-                _log.exception("the I/O thread failed")
+                _log.exception("the I/O thread failed", extra=about())
                 error = ConnectionLostError("the client failed: see the log")
                 error.__cause__ = bug
             finally:
@@ -234,7 +239,10 @@ class Connection:
                 self._protocol.receive_end()
                 unsent = [request for _, request in self._outgoing if request is not None]
             if self._unwritten is not None:
-                unsent.append(self._unwritten)  # half a frame is nothing to the server
+                # The last write may have sent the rest; half a frame is nothing to the server.
+                self._unwritten.stuck = transport.written < self._written_at
+                if self._unwritten.stuck:
+                    unsent.append(self._unwritten)
             self._sink.ended(self, error, unsent)
         finally:
             self._waker.close()
@@ -245,13 +253,7 @@ class Connection:
         with self._lock:
             deadline = self._opening = Deadline(self._connect, self._clock)
         try:
-            try:
-                return self._shake_hands(deadline)
-            except AuthenticationError:
-                if not callable(self._settings.token):
-                    raise
-                # It may have expired on its way here; a source of tokens gets a second chance.
-                return self._shake_hands(deadline)
+            return self._shake_hands(deadline)
         except ConnectTimeoutError as error:
             if self._connect is not None:
                 error.args = (f"{error.args[0]} ({round(self._connect, 3):g} s)",)
@@ -259,31 +261,19 @@ class Connection:
         except FluxbaseChatError:
             raise
         except Exception as bug:
-            _log.exception("opening a connection failed")
+            _log.exception("opening a connection failed", extra=about())
             raise ConnectError("the client failed: see the log") from bug
 
-    def _shake_hands(self, deadline: Deadline) -> Transport:
-        token = self._token(deadline)
-        return Transport.open(self._settings, token, deadline, self._waker, self._clock)
-
-    def _token(self, deadline: Deadline) -> str | None:
-        source = self._settings.token
-        if source is None or isinstance(source, str):
-            return source
+    def _shake_hands(self, deadline: Deadline, refused: str | None = None) -> Transport:
+        settings, waker = self._settings, self._waker
+        token = token_of(settings, deadline, waker, refused)
         try:
-            return check_secret(
-                "the value of token()", call(source, deadline, self._waker, "token")
-            )
-        except ConfigurationError as error:
-            raise AuthenticationError(str(error), sent=False) from None
-        except FluxbaseChatError:
-            raise
-        except BaseException as error:  # the user's, whatever it is: sys.exit() too
-            if isinstance(error, TimeoutError) and deadline.expired:
-                raise ConnectTimeoutError("no connection in time: waiting for token()") from None
-            raise AuthenticationError(
-                f"token() raised {type(error).__name__}", sent=False
-            ) from error
+            return Transport.open(settings, token, deadline, waker, self._clock)
+        except AuthenticationError:
+            if refused is not None or not callable(settings.token):
+                raise
+        # It may have expired on its way here; a source of tokens gets a second chance.
+        return self._shake_hands(deadline, token)
 
     def _talk(self, transport: Transport) -> FluxbaseChatError:
         """Read and write until the stream ends; return why it did."""
@@ -364,7 +354,11 @@ class Connection:
                 if len(self._unknown_types) == _UNKNOWN_TYPES:
                     break
                 self._unknown_types.add(item.type)
-                _log.info("the server sends an unknown type of message: %.100r", item.type)
+                _log.info(
+                    "the server sends an unknown type of message: %.100r",
+                    item.type,
+                    extra=about(conversation_id=item.conversation_id),
+                )
         self._sink.delivered(self, deliveries, sum(map(len, payloads)))
         last = items[-1]
         if not isinstance(last, Malformed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
@@ -20,6 +21,7 @@ import attrs
 from . import events
 from ._answer import Answer
 from ._deadline import Deadline, join
+from ._logs import about
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
@@ -329,6 +331,10 @@ class Dispatcher:
 
     def _run(self) -> None:
         _here.callbacks = self._callbacks
+        if "IPython" in sys.modules:
+            from .display import follow_cells  # noqa: PLC0415 - only a notebook needs it
+
+            follow_cells()
         while True:
             with self._lock:
                 self._busy = False
@@ -450,14 +456,15 @@ class Dispatcher:
 
     def _failed(self, error: BaseException, event: events.Event) -> None:
         self._count_failure()
+        extra = about(conversation_id=event.conversation_id)
         handler = self._callbacks.on_callback_error
         if handler is not None:
             try:
                 handler(error, event)
             except BaseException:  # noqa: BLE001 - the user's, whatever it is
-                _log.exception("on_callback_error failed")
+                _log.exception("on_callback_error failed", extra=extra)
             return
-        _log.error("a callback failed on a %s event", event.type, exc_info=error)
+        _log.error("a callback failed on a %s event", event.type, exc_info=error, extra=extra)
 
 
 def _told(post: Post) -> None:

@@ -11,7 +11,21 @@ from ._answer import Answer, Outcome, fresh
 from ._protocol import Message, Request, Start
 from .errors import FluxbaseChatError
 
-__all__ = ["Entry", "Record"]
+__all__ = ["Entry", "Place", "Record"]
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """Where a message stands in its conversation, as far as the client that has sent it knows."""
+
+    new: bool
+    """Whether this client began the conversation, and so knows all that was sent before it."""
+    sent: int
+    """How many messages it sent before."""
+    kept: int
+    """How many of them the server has surely kept, with their answers."""
+    previous_at: float | None
+    """When it last sent the same text in it, if that was a moment before."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -59,6 +73,8 @@ class Entry:
     turn_limit: float | None = None
     request: Request | None = None
     """What was written of it last."""
+    place: Place | None = None
+    """Where its message stands, once it was written."""
     ended: bool = False
     """How it ends is decided; its waiters hear when the session's lock is released."""
     restarts: int = 0

@@ -1,8 +1,9 @@
-"""The HTTP head of an opening handshake, read under one deadline and bounded.
+"""Who is asking, and the HTTP head of the answer, read under one deadline and bounded.
 
-websocket-client writes the request and checks the answer (`_transport`); this module stands
-between it and the socket, because on its own it would read one byte at a time without any
-limit, follow redirects with all credentials, and share one cookie jar in the whole process.
+For the opening handshake and for REST calls. In the handshake websocket-client writes the request
+and checks the answer (`_transport`); this module stands between it and the socket, because on its
+own it would read one byte at a time without any limit, follow redirects with all credentials, and
+share one cookie jar in the whole process.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ import selectors
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from urllib.parse import quote, unquote
 
 import attrs
 
 from . import errors
 from ._deadline import Deadline
-from ._net import Waker, wait_for
-from .config import Settings
-from .errors import FluxbaseChatError, HandshakeError
+from ._net import Waker, call, wait_for
+from .config import RenewableToken, Settings, check_secret
+from .errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectTimeoutError,
+    FluxbaseChatError,
+    HandshakeError,
+)
 
 __all__ = [
     "Head",
@@ -35,6 +43,7 @@ __all__ = [
     "refusal",
     "request_headers",
     "send_all",
+    "token_of",
 ]
 
 # Python's http.client takes 64 KiB a line and 100 lines, the websockets library 8 KiB and 128.
@@ -68,6 +77,43 @@ class Head:
         return None
 
 
+def token_of(
+    settings: Settings, deadline: Deadline, waker: Waker, refused: str | None = None
+) -> str | None:
+    """Return the token to show, from its source if it has one; `refused` was no good.
+
+    Raises `AuthenticationError`, `ConnectTimeoutError` at the deadline, and what the source raises
+    of our own errors.
+    """
+    source = settings.token
+    if source is None or isinstance(source, str):
+        return source
+    if refused is not None and isinstance(source, RenewableToken):
+        source.refused(refused)
+    try:
+        value = call(lambda: _asked(source), deadline, waker, "token")
+        return check_secret("the value of token()", value)
+    except ConfigurationError as error:
+        raise AuthenticationError(str(error), sent=False) from None
+    except FluxbaseChatError:
+        raise
+    except Exception as error:
+        if isinstance(error, TimeoutError) and deadline.expired:
+            raise ConnectTimeoutError("no connection in time: waiting for token()") from None
+        raise AuthenticationError(f"token() raised {type(error).__name__}", sent=False) from error
+
+
+def _asked(source: Callable[[], str]) -> str:
+    """Return what a source gives: on its thread, where Ctrl-C is the source's own."""
+    try:
+        return source()
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        # sys.exit() too: it ends no thread of ours, and no call.
+        raise AuthenticationError(f"token() raised {type(error).__name__}", sent=False) from error
+
+
 def request_headers(settings: Settings, token: str | None) -> list[str]:
     """Return the header lines that say who is asking, and the caller's own."""
     lines = [f"{name}: {value}" for name, value in settings.headers]
@@ -84,9 +130,11 @@ def recv(sock: socket.socket, size: int, deadline: Deadline, waker: Waker) -> by
         try:
             return sock.recv(size)
         except (BlockingIOError, ssl.SSLWantReadError):
-            wait_for(sock, selectors.EVENT_READ, deadline, waker)
+            event = selectors.EVENT_READ
         except ssl.SSLWantWriteError:
-            wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
+            event = selectors.EVENT_WRITE
+        # Behind the handlers: what ends the wait has nothing to do with what they caught.
+        wait_for(sock, event, deadline, waker)
 
 
 def send_all(sock: socket.socket, data: bytes, deadline: Deadline, waker: Waker) -> None:
@@ -96,14 +144,20 @@ def send_all(sock: socket.socket, data: bytes, deadline: Deadline, waker: Waker)
         try:
             view = view[sock.send(view) :]
         except (BlockingIOError, ssl.SSLWantWriteError):
-            wait_for(sock, selectors.EVENT_WRITE, deadline, waker)
+            event = selectors.EVENT_WRITE
         except ssl.SSLWantReadError:
-            wait_for(sock, selectors.EVENT_READ, deadline, waker)
+            event = selectors.EVENT_READ
+        else:
+            continue
+        wait_for(sock, event, deadline, waker)
 
 
-def read_head(sock: socket.socket, deadline: Deadline, waker: Waker) -> Head:
-    """Read an answer's head; raise `HandshakeError` for what is none."""
-    data = b""
+def read_head(sock: socket.socket, deadline: Deadline, waker: Waker, begun: bytes = b"") -> Head:
+    """Read an answer's head, of which `begun` was read before.
+
+    Raises `HandshakeError` for what is none.
+    """
+    data = begun
     while (end := data.find(b"\r\n\r\n")) < 0:
         if len(data) >= _HEAD_BYTES:
             raise HandshakeError("the answer's head is larger than 64 KiB")
@@ -177,33 +231,50 @@ _RETRYABLE = frozenset({500, 502, 503, 504})
 
 
 def refusal(
-    status: int, retry_after: str | None, body: str, settings: Settings, token: str | None
+    status: int,
+    retry_after: str | None,
+    body: str,
+    settings: Settings,
+    token: str | None,
+    name: str = "",
 ) -> FluxbaseChatError:
-    """Return the exception for an upgrade that was answered with another status than 101."""
+    """Return the exception for an upgrade that was answered with another status than 101.
+
+    With a `name`, for the REST call of that name that was answered with another one than 200.
+    """
     redact = Redactor(settings, token)
     try:
         values = json.loads(body)
     except (ValueError, RecursionError):
         values = None
-    said = values.get("error") if isinstance(values, dict) else None
-    said = redact(said)[:200] if isinstance(said, str) else ""
-    message = f"the server refused the connection: {status}" + (f" {said}" if said else "")
+    values = values if isinstance(values, dict) else {}
+    said, code = (
+        redact(value)[:200] if isinstance(value := values.get(field), str) else ""
+        for field in ("error", "code")
+    )
+    message = f"{name} failed: {status}" if name else f"the server refused the connection: {status}"
+    message += f" {said}" if said else ""
     after = _retry_after(retry_after, values)
+    sent = bool(name)
     if status == 401:  # noqa: PLR2004 - HTTP's numbers are their own names
-        return errors.AuthenticationError(message, sent=False, hint=_doubt(settings, token))
+        return AuthenticationError(message, sent=sent, hint=_doubt(settings, token))
     if status == 403:  # noqa: PLR2004
-        return errors.PermissionDeniedError(message, sent=False)
+        return errors.PermissionDeniedError(message, sent=sent)
     if status == 429:  # noqa: PLR2004
-        return errors.RateLimitError(message, sent=False, retry_after=after)
-    details = {"status": status, "body": redact(body), "retry_after": after}
-    if isinstance(values, dict) and values.get("code") == "FEATURE_DISABLED":
+        return errors.RateLimitError(message, sent=sent, retry_after=after)
+    details = {"status": status, "body": redact(body), "retry_after": after, "sent": sent}
+    if code == "FEATURE_DISABLED":
         return errors.FeatureDisabledError(
             message, **details, hint="AI chat is switched off on this server"
         )
-    hint = _HINTS.get(status, "")
+    hint = "" if name else _HINTS.get(status, "")
     if 300 <= status < 400:  # noqa: PLR2004
         hint = "redirects are not followed: they would carry the credentials along"
-    return HandshakeError(message, **details, retryable=status in _RETRYABLE, hint=hint)
+    details |= {"retryable": status in _RETRYABLE, "hint": hint}
+    if not name:
+        return HandshakeError(message, **details)
+    kind = errors.NotFoundError if status == 404 else errors.ApiError  # noqa: PLR2004
+    return kind(message, **details, code=code)
 
 
 def _doubt(settings: Settings, token: str | None) -> str:

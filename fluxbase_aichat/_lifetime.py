@@ -9,24 +9,54 @@ the threads: its sessions begin anew.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import sys
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from ._deadline import Deadline
+from ._net import Waker
 from ._session import Session
-from .errors import NotConnectedError
+from .config import RenewableToken
+from .errors import ConnectError, LocalProtocolError, NotConnectedError
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "Loan", "calling", "tell_of_forks"]
 
 # What the threads may take at exit: to say what they have to say, and to free their sockets.
 _LAST_WORDS_SECONDS = 0.2
 
 _leases: weakref.WeakSet[Lease] = weakref.WeakSet()
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_forking: weakref.WeakSet[Forking] = weakref.WeakSet()
+
+
+class Forking(Protocol):
+    """What has locks or threads that are not in a child process."""
+
+    def after_fork(self) -> None:
+        """Begin anew in the child; nothing else runs there yet."""
+
+
+def tell_of_forks(thing: Forking) -> None:
+    """Have `after_fork` called in every child process, as long as somebody holds the thing."""
+    _forking.add(thing)
+
+
+@contextlib.contextmanager
+def calling(session: Session | None = None) -> Iterator[Waker]:
+    """Give what ends the waits of a REST call; so does `disconnect`, where it is a session's.
+
+    A child process frees what such a call of another thread has. Raises `ConnectError`.
+    """
+    try:
+        waker = Waker()
+    except OSError as error:
+        raise ConnectError(f"no connection can be opened: {error.strerror}") from error
+    tell_of_forks(waker)
+    with contextlib.closing(waker), session.ending(waker) if session else contextlib.nullcontext():
+        yield waker
 
 
 class Lease:
@@ -41,7 +71,7 @@ class Lease:
         self._source = _Source()
         self.use_token(session.settings.token)
         _leases.add(self)
-        _sessions.add(session)
+        tell_of_forks(session)
         weakref.finalize(self, session.abandon).atexit = False
         _watch_the_exit()
 
@@ -54,6 +84,26 @@ class Lease:
         self.session.use_token(token)
 
 
+class Loan(Lease):
+    """A lease lent to one caller. Taken back, its handles show what was, and begin nothing."""
+
+    __slots__ = ("_lender",)
+
+    def __init__(self, lender: Lease) -> None:  # its end is not the session's
+        self._lender = lender
+        self.session = lender.session
+
+    def use_token(self, token: Any) -> None:  # noqa: ARG002 - whatever it is
+        """Refuse: the connection would be another person's."""
+        raise LocalProtocolError(
+            "a pool's connection keeps its token; give the new one to pool.chat()"
+        )
+
+    def take_back(self) -> None:
+        """End it."""
+        self.session = self.session.retired("the connection has gone back to its pool")
+
+
 class _Source:
     """What gives tokens; held by the lease alone, because it may hold the client too."""
 
@@ -62,16 +112,28 @@ class _Source:
     function: Callable[[], str]
 
     def weakly(self) -> Callable[[], str]:
-        """Return a function that asks it as long as it is there."""
-        reference = weakref.ref(self)
+        """Return what asks it as long as it is there."""
+        return _Weakly(self)
 
-        def token() -> str:
-            source = reference()
-            if source is None:
-                raise NotConnectedError("the client is gone")
-            return source.function()
 
-        return token
+class _Weakly(RenewableToken):
+    """A source as long as its lease is there; it hears what was refused, if it cares."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source = weakref.ref(source)
+
+    def __call__(self) -> str:
+        """Return a token."""
+        source = self._source()
+        if source is None:
+            raise NotConnectedError("the client is gone")
+        return source.function()
+
+    def refused(self, token: str) -> None:
+        """Tell a source that can give another."""
+        source = self._source()
+        if source is not None and isinstance(source.function, RenewableToken):
+            source.function.refused(token)
 
 
 @functools.cache
@@ -112,8 +174,9 @@ def _all_leases() -> list[Lease]:
 
 
 def _after_fork_in_child() -> None:
-    for session in list(_sessions):
-        session.after_fork()
+    # Sessions first: a pool lets go of its own, whose end must not reach the parent's threads.
+    for thing in sorted(_forking, key=lambda thing: not isinstance(thing, Session)):
+        thing.after_fork()
 
 
 # The one thing that happens on import (promise 10). The parent notices nothing of it.

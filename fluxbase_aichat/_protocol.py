@@ -124,6 +124,10 @@ class ChatProtocol:
         """
         return conversation_id not in self._started or self._chatbot != (chatbot, namespace)
 
+    def forget(self) -> None:
+        """Have every conversation started again before its next message."""
+        self._started.clear()
+
     def send(self, request: Request) -> bytes:
         """Register a request and return its payload. What is not allowed changes nothing.
 
@@ -259,7 +263,8 @@ def error_of(item: events.ErrorEvent | Malformed) -> FluxbaseChatError:
     kind = _ERRORS.get(item.code, errors.ServerError)
     message = f"{item.error} ({item.code})" if item.code else item.error
     error = kind(message, sent=True, hint=_HINTS.get(item.code, ""))
-    if isinstance(error, errors.ServerError):
+    if item.code:
         error.code = item.code
+    if isinstance(error, errors.ServerError):
         error.conversation_id = item.conversation_id
     return error

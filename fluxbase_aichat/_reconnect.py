@@ -23,7 +23,7 @@ from .errors import (
     TLSError,
 )
 
-__all__ = ["Backoff", "is_final"]
+__all__ = ["Backoff", "is_final", "switch_waiting", "waiting"]
 
 _LONGEST_DELAY = 30.0
 # Rate limits are often counted by the minute; a server that asks for more is not waited for.
@@ -40,6 +40,20 @@ _FINAL = (
     TLSError,
 )
 _FINAL_STATUSES = frozenset({400, 404})
+
+
+_waiting = True
+
+
+def waiting() -> bool:
+    """Whether delays are waited for; only a test switches it off."""
+    return _waiting
+
+
+def switch_waiting(*, on: bool) -> None:
+    """Switch the waiting of all clients on or off, for tests. See `testing.no_waiting`."""
+    global _waiting  # noqa: PLW0603 - it is one switch
+    _waiting = on
 
 
 def is_final(error: FluxbaseChatError) -> bool:
@@ -74,7 +88,7 @@ class Backoff:
         self.attempt += 1
         if error.retry_after is not None:
             delay = max(delay, min(error.retry_after, _LONGEST_RETRY_AFTER))
-        return delay
+        return delay if _waiting else 0.0
 
     def reset(self) -> None:
         """Count anew: a conversation was started, or the connection lived for 30 s."""

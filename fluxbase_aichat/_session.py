@@ -30,6 +30,7 @@ from ._conversations import Conversations
 from ._deadline import Clock, Deadline
 from ._dispatch import Callbacks
 from ._entry import Entry, Record
+from ._net import Waker
 from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import Effects, Telling
@@ -75,7 +76,7 @@ class Session:
         self._effects = Effects()
         # Guards all below. It is never taken twice: it is asked whether it is (`_put_off`).
         self._lock = threading.RLock()
-        self._telling = Telling(callbacks, self._effects, self._resume)
+        self._telling = Telling(callbacks, self._effects, self._resume, self._entry_ended)
         self._state: State = "new"
         self._queue: deque[Entry] = deque()
         self._on_wire: Entry | None = None
@@ -92,9 +93,11 @@ class Session:
         self._recovering = False
         # Who asked for the connection gave it less time than others do, or more.
         self._impatient = self._patient = False
-        self._abandoned = False
+        self._abandoned = ""  # why nothing can be begun any more
+        self._when_idle: Callable[[], object] | None = None
         self._blocked = 0
         self._paused = False
+        self._wakers: set[Waker] = set()  # of the REST calls that are made for handles
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -122,6 +125,22 @@ class Session:
         """Return all that was asked and is not answered."""
         with self._effects, self._lock:
             return self._unfinished()
+
+    def is_latest(self, entry: Entry) -> bool:
+        """Whether nothing was sent in an entry's conversation behind its message."""
+        with self._effects, self._lock:
+            return self._conversations.is_latest(entry)
+
+    @contextlib.contextmanager
+    def ending(self, waker: Waker) -> Iterator[None]:
+        """Have `disconnect` stop a waker too."""
+        try:
+            with self._effects, self._lock:
+                self._wakers.add(waker)
+            yield
+        finally:
+            with self._effects, self._lock:
+                self._wakers.discard(waker)
 
     # -- pausing for slow callbacks ---------------------------------------------------------
 
@@ -260,7 +279,7 @@ class Session:
         Takes no lock, and does not wait: the garbage collector may be inside. So the I/O thread
         ends the callback thread; where there is no connection, that was told to end before.
         """
-        self._abandoned = True
+        self._abandoned = "the interpreter is shutting down"
         connections = [*self._draining, *([self._current] if self._current else [])]
         for connection in connections:
             connection.abandon()
@@ -310,6 +329,8 @@ class Session:
             for connection in connections:
                 connection.close(seconds if connection is current else 0.0)
             self._fail_opening(error)
+            for waker in self._wakers:
+                waker.stop()
             for entry in entries:
                 self._conversations.release(entry)
                 self._telling.fail(entry, error)
@@ -338,11 +359,52 @@ class Session:
             self._effects.then(lambda: self._abandoned or call())
         return inside
 
+    # -- for a pool -------------------------------------------------------------------------
+
+    def when_idle(self, then: Callable[[], object]) -> None:
+        """Have `then` called when nothing that was asked is unfinished: in any thread, no lock."""
+        if self._put_off(lambda: self.when_idle(then)):
+            return
+        with self._effects, self._lock:
+            self._when_idle = then
+            self._effects.then(self._entry_ended)
+
+    def _entry_ended(self) -> None:
+        if self._when_idle is None:
+            return
+        with self._effects, self._lock:
+            if self._when_idle is not None and not self._unfinished():
+                self._effects.then(self._when_idle)
+                self._when_idle = None
+
+    def forget(self) -> bool:
+        """Forget all conversations; `False` when the connection is not as good as a new one."""
+        with self._effects, self._lock:
+            connection = self._current
+            good = (
+                self._state == "connected"
+                and connection is not None
+                and connection.ready  # no caller has left a start without an answer there
+                and not self._draining
+                and self._conversations.acts_as_told
+            )
+            self._conversations.forget()
+            if good and connection is not None:
+                connection.forget()
+            return good
+
+    def retired(self, why: str) -> Session:
+        """Return what its handles get in its place when they may begin nothing more."""
+        session = Session(self.settings, Callbacks(), self.clock)
+        session._state = "disconnected"
+        session._abandoned = why
+        return session
+
     # -- under the lock: the queue ----------------------------------------------------------
 
     def _check_not_abandoned(self) -> None:
         if self._abandoned:
-            raise NotConnectedError("the interpreter is shutting down", sent=False)
+            raise NotConnectedError(self._abandoned, sent=False)
 
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]
@@ -378,7 +440,7 @@ class Session:
         request: Request
         if answer is None and entry.resume is None and record.id is not None:
             # Another thread's call has started the same conversation meanwhile.
-            self._resolve_start(entry, record.id)
+            self._telling.resolve(entry, record.id)
             return
         if (
             answer is None
@@ -404,6 +466,7 @@ class Session:
         if answer is not None and isinstance(request, Message):
             answer.sent(request.conversation_id)
             self._conversations.written(record, answer)
+            self._conversations.wrote(entry)
 
     def _cancel(self, entry: Entry) -> None:
         if not entry.ended:
@@ -437,12 +500,6 @@ class Session:
                 if len(self._draining) > _MAX_DRAINING:
                     self._draining.popleft().close()
                 self._replace()
-
-    def _resolve_start(self, entry: Entry, conversation_id: str) -> None:
-        outcome = entry.outcome
-        assert outcome is not None  # noqa: S101 - a start has one
-        entry.ended = True
-        self._effects.then(lambda: outcome.resolve(conversation_id))
 
     # -- under the lock: the connection -----------------------------------------------------
 
@@ -562,9 +619,11 @@ class Session:
             if entry is not None:
                 if entry.request in unsent:
                     entry.request = None
+                    self._conversations.unwrote(entry)
                 entry.restarts += 1
                 # Once is allowed also where reconnecting is off: it was not written yet.
-                if entry.sent or entry.restarts > max(1, self.settings.reconnect_attempts):
+                again = max(1, self.settings.reconnect_attempts)
+                if entry.sent is not False or entry.restarts > again:
                     self._fail(entry, error)
                 else:
                     entry.request = None
@@ -658,6 +717,7 @@ class Session:
             if isinstance(item, events.Done):
                 assert entry.answer is not None  # noqa: S101 - a turn has one
                 entry.answer.feed([item], 0)
+                self._conversations.answered(entry)
                 self._conversations.release(entry)
                 self._telling.finish(entry, item)
             elif isinstance(item, Malformed):
@@ -686,7 +746,7 @@ class Session:
                     self._fail(entry, error)
                 else:
                     if entry.answer is None:
-                        self._resolve_start(entry, item.conversation_id)
+                        self._telling.resolve(entry, item.conversation_id)
                     else:
                         self._write(entry, connection)
             else:

@@ -11,9 +11,12 @@ cannot.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
+import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Literal
 
@@ -21,10 +24,14 @@ from . import events
 from ._answer import fresh
 from ._dispatch import Callbacks, Dispatcher, Failure, Post
 from ._entry import Entry
+from ._logs import about
 from ._wire import Item
 from .errors import AuthenticationError, ConnectionLostError, FluxbaseChatError
 
-__all__ = ["Effects", "Telling"]
+__all__ = ["Effects", "Telling", "code_of"]
+
+_connection_log = logging.getLogger("fluxbase_aichat.connection")
+_turn_log = logging.getLogger("fluxbase_aichat.turn")
 
 Effect = Callable[[], object]
 
@@ -70,10 +77,15 @@ class Telling:
     """The waiters' and the callbacks' side of a session. All methods need the session's lock."""
 
     def __init__(
-        self, callbacks: Callbacks, effects: Effects, drained: Callable[[], object]
+        self,
+        callbacks: Callbacks,
+        effects: Effects,
+        drained: Callable[[], object],
+        ended: Callable[[], object],
     ) -> None:
         self.callbacks: Callbacks = callbacks
         self._effects = effects
+        self._ended = ended  # called behind each entry's end
         # What `on_event` was told last about the connection. The successor of a cancelled one
         # is not told: to the user nothing happened.
         self._told: Literal["nothing", "connected", "lost"] = "nothing"
@@ -142,12 +154,27 @@ class Telling:
         size: int = 0,
     ) -> None:
         """Tell callbacks what came, for an entry or for nobody; `ending` ends the entry before."""
+        if entry is None:
+            self._log_connection(items)
         context = entry.context if entry is not None else self._context
         answer = entry.answer if entry is not None else None
         if self.callbacks.any:
             self.dispatcher.post(Post(context, items, answer, ending=ending, size=size))
         elif ending is not None and answer is not None:
             self._effects.then(answer.callbacks_run.set)
+
+    def _log_connection(self, items: Sequence[Item | Failure]) -> None:
+        for item in items:
+            match item:
+                case events.Reconnecting(attempt=attempt, delay=delay):
+                    text = f"reconnecting: attempt {attempt} in {delay:.1f} s"
+                case events.Disconnected(reason=reason):
+                    text = f"disconnected: {reason}"
+                case events.Connected() | events.Reconnected():
+                    text = item.type
+                case _:
+                    continue
+            self._log(partial(_connection_log.info, text, extra=about()))
 
     def stray(self, item: Item, size: int) -> None:
         """Tell `on_event`, and nobody else, of what belongs to no request."""
@@ -160,7 +187,7 @@ class Telling:
 
     def fail_found(self, entry: Entry, error: FluxbaseChatError) -> None:
         """End an entry with an error that the client found; `on_error` hears of it."""
-        self._fail(entry, error, [Failure(error, _code(error), entry.record.id or "")])
+        self._fail(entry, error, [Failure(error, code_of(error), entry.record.id or "")])
 
     def _fail(
         self, entry: Entry, error: FluxbaseChatError, items: Sequence[Item | Failure]
@@ -180,6 +207,7 @@ class Telling:
                 answer.fail(error, told=told)
 
         self._end(entry, resolve, items)
+        self._log_end(entry, f"ended with {type(error).__name__}")
 
     def finish(self, entry: Entry, done: events.Done) -> None:
         """End a turn whose answer is whole."""
@@ -187,12 +215,31 @@ class Telling:
         assert answer is not None  # noqa: S101 - a turn has one
         entry.ended = True
         self._end(entry, lambda: answer.finish(done), [done])
+        self._log_end(entry, "is whole")
+
+    def resolve(self, entry: Entry, conversation_id: str) -> None:
+        """End a start: its conversation has this id."""
+        outcome = entry.outcome
+        assert outcome is not None  # noqa: S101 - a start has one
+        entry.ended = True
+        self._effects.then(lambda: outcome.resolve(conversation_id))
+        self._effects.then(self._ended)
 
     def _end(self, entry: Entry, resolve: Effect, items: Sequence[Item | Failure]) -> None:
         """Wake who waits for the entry, and tell callbacks; whichever comes first resolves it."""
         ending = Ending(resolve)
         self._effects.then(ending)
         self.post(items, entry, ending=ending)
+        self._effects.then(self._ended)
+
+    def _log_end(self, entry: Entry, how: str) -> None:
+        if _turn_log.isEnabledFor(logging.DEBUG):
+            what = "a start" if entry.answer is None else "an answer"
+            extra = about(entry.record.chatbot, entry.record.id)
+            self._log(partial(_turn_log.debug, "%s %s", what, how, extra=extra))
+
+    def _log(self, tell: Effect) -> None:
+        self._effects.then(partial(_quietly, tell))
 
 
 class Ending:
@@ -211,8 +258,16 @@ class Ending:
                 self._done = True
 
 
-def _code(error: FluxbaseChatError) -> str:
-    """Return the code that `on_error` gets for what the client found."""
+def _quietly(tell: Effect) -> None:
+    """Log: a handler is the user's, and what it raises must keep nothing else from its turn."""
+    with contextlib.suppress(Exception):
+        tell()
+
+
+def code_of(error: FluxbaseChatError) -> str:
+    """Return the server's code, or the one of the SDK for what the client found."""
+    if error.code:
+        return error.code
     if isinstance(error, TimeoutError):
         return "TIMEOUT"
     return "AUTH_FAILED" if isinstance(error, AuthenticationError) else "CONNECTION_LOST"

@@ -33,7 +33,7 @@ from .errors import (
     RemoteProtocolError,
 )
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "dial"]
 
 # 256 KiB is about 2,700 deltas a read; 16 KiB costs a fifth of the speed, and more gives nothing.
 _READ_BYTES = 256 * 1024
@@ -193,6 +193,19 @@ class _GuardedSocket:
         return "\r\n".join([*kept, "", ""]).encode()
 
 
+def dial(settings: Settings, deadline: Deadline, waker: Waker) -> socket.socket:
+    """Open a non-blocking socket to the settings' server: through its proxy, with TLS.
+
+    Raises `ConnectError` and its kinds, `MissingExtraError`, `NotConnectedError`.
+    """
+    through = None
+    if settings.proxy is not None:
+        from ._proxy import opener  # noqa: PLC0415 - few need it, and urllib.request is large
+
+        through = opener(settings)
+    return open_socket(settings.endpoint, settings.ssl_context, deadline, waker, through)
+
+
 class Transport:
     """An open WebSocket. Only `wake` may be called from other threads, on its `Waker`.
 
@@ -245,12 +258,7 @@ class Transport:
         when the waker was stopped, `NotConnectedError`.
         """
         endpoint = settings.endpoint
-        through = None
-        if settings.proxy is not None:
-            from ._proxy import opener  # noqa: PLC0415 - few need it, and urllib.request is large
-
-            through = opener(settings)
-        sock = open_socket(endpoint, settings.ssl_context, deadline, waker, through)
+        sock = dial(settings, deadline, waker)
         try:
             limit = settings.limits.message_bytes
             guard = _GuardedSocket(sock, settings, token, deadline, waker)

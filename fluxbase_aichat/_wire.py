@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 import attrs
 
 from . import events
-from .errors import ConfigurationError, LocalProtocolError
+from .errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from .results import IntentRule, QueryResult, Quota, QuotaCounter, ToolOutput, Usage
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "encode_cancel",
     "encode_message",
     "encode_start",
+    "read_object",
+    "write_object",
 ]
 
 
@@ -548,3 +550,16 @@ def check_message(content: object, page_context: Any) -> str:
 def encode_cancel(conversation_id: str) -> bytes:
     """Write a `cancel`."""
     return _encode({"type": "cancel", "conversation_id": conversation_id})
+
+
+def read_object(body: bytes, *, exact_numbers: bool = False) -> dict[str, Any]:
+    """Read the JSON object of a REST answer; raise `RemoteProtocolError` for anything else."""
+    try:
+        return Decoder(exact_numbers=exact_numbers)._message(body)  # noqa: SLF001 - of this module
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError("the server's answer is not a JSON object", sent=True) from None
+
+
+def write_object(values: dict[str, Any]) -> bytes:
+    """Write the JSON object of a REST call; what is `None` is left out."""
+    return _encode(values)

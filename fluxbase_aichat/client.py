@@ -13,7 +13,9 @@ from ._dispatch import Callbacks
 from ._entry import Record
 from ._lifetime import Lease
 from ._net import check_ssl_context
+from ._recover import RECOVER_SECONDS, Question, recover
 from ._session import Session, State
+from ._wire import check_message
 from .config import (
     UNSET,
     Limits,
@@ -26,10 +28,20 @@ from .config import (
 )
 from .errors import ConfigurationError, LocalProtocolError
 from .results import Reply
-from .turn import Conversation, IfBusy, PageContext, Turn, ask, send, start
+from .turn import (
+    Conversation,
+    IfBusy,
+    PageContext,
+    Turn,
+    ask,
+    send,
+    start,
+)
 
 if TYPE_CHECKING:
     import ssl
+
+    from opentelemetry.trace import Tracer
 
 __all__ = ["FluxbaseAIChat"]
 
@@ -45,8 +57,9 @@ class FluxbaseAIChat:
 
     Args:
         ws_url: `ws://`, `wss://`, `http://` or `https://`; an empty path becomes `/ai/ws`.
-        token: a JWT, or a callable that returns one and is called for every connection; sent
-            as a header. `None` connects anonymously.
+            `"demo:"` is a dev server in this process (extra `devserver`), which needs no token.
+        token: a JWT, or a callable that returns one and is called for every connection, such as
+            a `PasswordLogin`; sent as a header. `None` connects anonymously.
         on_content: called with `(delta, conversation_id)`.
         on_progress: called with `(step, message, conversation_id)`.
         on_query_result: called with `(query, summary, row_count, data, conversation_id)`.
@@ -69,6 +82,11 @@ class FluxbaseAIChat:
             for what the environment says; a server on this machine is reached directly.
         allow_insecure: allow credentials over `ws://` to another machine.
         exact_numbers: numbers with a fraction in query results become `decimal.Decimal`.
+        recover_replies: `result()` and `ask()` recover a lost answer, see `Turn.recover`.
+        tracer: a tracer of OpenTelemetry (extra `otel`): each turn becomes a span with the GenAI
+            names, which is the current one in its callbacks; each query is a span inside it.
+            Without a tracer there are none.
+        trace_content: have questions, answers, SQL and summaries in the spans.
 
     A callback gets its required positional parameters in order; one with a default only if it has
     the documented name; `*args` gets all.
@@ -103,8 +121,21 @@ class FluxbaseAIChat:
         proxy: str | None = None,
         allow_insecure: bool = False,
         exact_numbers: bool = False,
+        recover_replies: bool = False,
+        tracer: Tracer | None = None,
+        trace_content: bool = False,
     ) -> None:
         check_ssl_context(ssl_context)
+        if tracer is not None:
+            from ._tracing import check_tracer  # noqa: PLC0415 - an extra's
+
+            check_tracer(tracer)
+        demo = None
+        if ws_url == "demo:":
+            from ._demo import Demo  # noqa: PLC0415 - and the dev server, an extra, with it
+
+            demo = Demo.running()
+            ws_url, token = demo.url, token or demo.token
         settings = Settings(
             endpoint=ws_url,
             token=token,
@@ -120,6 +151,9 @@ class FluxbaseAIChat:
             proxy=proxy,
             allow_insecure=allow_insecure,
             exact_numbers=exact_numbers,
+            recover_replies=recover_replies,
+            tracer=tracer,
+            trace_content=trace_content,
         )
         callbacks = Callbacks.of(
             on_content=on_content,
@@ -131,6 +165,8 @@ class FluxbaseAIChat:
             on_callback_error=on_callback_error,
         )
         self._lease = Lease(Session(settings, callbacks.weakly(), time.monotonic), callbacks)
+        if demo is not None:
+            demo.serve_for(self._lease)
         self._entered = False
 
     @classmethod
@@ -258,7 +294,7 @@ class FluxbaseAIChat:
             ConnectError: there is no connection.
 
         """
-        record = _record(chatbot, namespace)
+        record = self._new_record(chatbot, namespace)
         if conversation_id is not None:
             check_name("conversation_id", conversation_id, what="a conversation's id")
         if impersonate_user_id is not None:
@@ -366,6 +402,37 @@ class FluxbaseAIChat:
         record.on_lost = on_lost
         return Conversation(self._lease, record)
 
+    @named_keywords
+    def recover(
+        self,
+        conversation_id: str,
+        *,
+        question: str | None = None,
+        timeout: float | None = RECOVER_SECONDS,
+    ) -> Reply:
+        """Return the stored answer to the last question of a conversation, whoever has asked it.
+
+        For an answer that was lost with the process that asked. `Turn.recover` knows more: without
+        a turn it cannot be told whether an older question of the same text is meant. It needs no
+        connection, and works after `disconnect` too.
+
+        Args:
+            conversation_id: the conversation.
+            question: what was asked; another last question is not taken for it.
+            timeout: seconds; `None` is no limit.
+
+        Raises:
+            RecoveryError: as `Turn.recover` says.
+            NotConnectedError: `disconnect` was called meanwhile.
+            FluxbaseChatError: the REST side refuses, as `FluxbaseAI.get_conversation` says.
+
+        """
+        check_name("conversation_id", conversation_id, what="a conversation's id")
+        if question is not None:
+            check_message(question, None)
+        deadline = Deadline(check_seconds("timeout", timeout), self._session.clock)
+        return recover(self._session, conversation_id, Question(content=question), deadline)
+
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until all turns have ended and their callbacks have run; say whether that is so.
 
@@ -384,7 +451,7 @@ class FluxbaseAIChat:
 
     def _find(self, chatbot: str, namespace: str | None, conversation_id: str | None) -> Record:
         """Return the known conversation, or a record of one that is yet to be started."""
-        record = _record(chatbot, namespace)
+        record = self._new_record(chatbot, namespace)
         if conversation_id is not None:
             record.id = check_name("conversation_id", conversation_id, what="a conversation's id")
             known = self._session.record(record.id)
@@ -396,6 +463,16 @@ class FluxbaseAIChat:
                 return known
         return record
 
+    def _new_record(self, chatbot: str, namespace: str | None) -> Record:
+        check_name("chatbot", chatbot, what="a chatbot's name")
+        if namespace is not None:
+            check_name("namespace", namespace, what="a chatbot's namespace")
+        return Record(chatbot=chatbot, namespace=namespace or self._namespace(chatbot))
+
+    def _namespace(self, chatbot: str) -> str:  # noqa: ARG002 - see FluxbaseAI.create_chat
+        """Return the namespace of a chatbot that was named without one."""
+        return "default"
+
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a FluxbaseAIChat has a connection and threads, and cannot be pickled; "
@@ -404,10 +481,3 @@ class FluxbaseAIChat:
 
     def __repr__(self) -> str:
         return f"<FluxbaseAIChat {self._session.settings.endpoint} {self.state}>"
-
-
-def _record(chatbot: str, namespace: str | None) -> Record:
-    check_name("chatbot", chatbot, what="a chatbot's name")
-    if namespace is not None:
-        check_name("namespace", namespace, what="a chatbot's namespace")
-    return Record(chatbot=chatbot, namespace=namespace or "default")

@@ -12,6 +12,8 @@ import ipaddress
 import math
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -25,18 +27,31 @@ __all__ = [
     "Endpoint",
     "Limits",
     "Proxy",
+    "RenewableToken",
     "Settings",
     "Timeouts",
     "Unset",
+    "check_count",
+    "check_exposure",
     "check_name",
     "check_seconds",
     "check_secret",
     "named_keywords",
     "parse_endpoint",
     "parse_proxy",
+    "suggest",
 ]
 
 TokenSource = str | Callable[[], str]
+
+
+class RenewableToken:
+    """A callable token that hears which of its tokens a server has refused. See `login`."""
+
+    def refused(self, token: str) -> None:
+        """Give another token the next time."""
+        raise NotImplementedError
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -158,6 +173,8 @@ class Endpoint:
     port: int
     path: str
     query: str = attrs.field(default="", repr=False)
+    scheme: Literal["ws", "http"] = "ws"
+    """What it is asked for; with an s behind it where that is secure."""
 
     @property
     def authority(self) -> str:
@@ -182,18 +199,21 @@ class Endpoint:
         return f"{self.path}?{query}" if query else self.path
 
     def __str__(self) -> str:
-        return f"{'wss' if self.secure else 'ws'}://{self.authority}{self.path}"
+        return f"{self.scheme}{'s' if self.secure else ''}://{self.authority}{self.path}"
 
 
 _SCHEMES = {"ws": False, "http": False, "wss": True, "https": True}
 _TARGET = re.compile(r"[!-~]*")
 
 
-def parse_endpoint(ws_url: object) -> Endpoint:
-    """Read a `ws_url`; raise `ConfigurationError` that says what is wrong with it."""
-    if isinstance(ws_url, Endpoint):
-        return ws_url
-    url = check_name("ws_url", ws_url, what="the server's URL, such as wss://example.com")
+def parse_endpoint(value: object, name: str = "ws_url") -> Endpoint:
+    """Read the URL of a server; raise `ConfigurationError` that says what is wrong with it.
+
+    `name` is what its parameter is called.
+    """
+    if isinstance(value, Endpoint):
+        return value
+    url = check_name(name, value, what="the server's URL, such as wss://example.com")
     example = "use something like wss://example.com/ai/ws"
     try:
         parts = urlsplit(url)
@@ -201,29 +221,29 @@ def parse_endpoint(ws_url: object) -> Endpoint:
     except ValueError:
         # Its text quotes the part: of user:password@ without its host, the password.
         raise ConfigurationError(
-            f"ws_url cannot be read: its host or its port is none; {example}"
+            f"{name} cannot be read: its host or its port is none; {example}"
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
-            "ws_url must begin with ws://, wss://, http:// or https://, "
+            f"{name} must begin with ws://, wss://, http:// or https://, "
             f"not {parts.scheme + ':' if parts.scheme else 'with no scheme'}"
         )
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("ws_url must not hold a user name or password; use token=")
+        raise ConfigurationError(f"{name} must not hold a user name or password; use token=")
     if parts.fragment:
-        raise ConfigurationError("ws_url must not have a fragment (the part after #)")
+        raise ConfigurationError(f"{name} must not have a fragment (the part after #)")
     if not parts.hostname:
-        raise ConfigurationError(f"ws_url has no host; {example}")
+        raise ConfigurationError(f"{name} has no host; {example}")
     if not _TARGET.fullmatch(parts.path + parts.query):
-        raise ConfigurationError("ws_url has blanks or characters that must be percent-encoded")
+        raise ConfigurationError(f"{name} has blanks or characters that must be percent-encoded")
     try:
         host = parts.hostname.encode("idna").decode("ascii")
     except UnicodeError:
-        raise ConfigurationError(f"ws_url has no valid host; {example}") from None
+        raise ConfigurationError(f"{name} has no valid host; {example}") from None
     if not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
-        raise ConfigurationError(f"ws_url has no valid host; {example}")
+        raise ConfigurationError(f"{name} has no valid host; {example}")
     if port == 0:
-        raise ConfigurationError("ws_url has port 0; a server listens on 1 to 65535")
+        raise ConfigurationError(f"{name} has port 0; a server listens on 1 to 65535")
     secure = _SCHEMES[parts.scheme]
     path = parts.path if parts.path not in {"", "/"} else "/ai/ws"
     return Endpoint(secure, host, port or (443 if secure else 80), path, parts.query)
@@ -247,6 +267,14 @@ _RESERVED = frozenset(
         "sec-websocket-version",
     }
 )
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raise `ConfigurationError` for what is no whole number, or a smaller one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"{name} must be a whole number, {least} or more, not {_shown(value)}"
+        )
 
 
 def check_secret(name: str, value: object) -> str:
@@ -395,6 +423,9 @@ class Settings:
     proxy: Proxy | Literal["env"] | None = attrs.field(default=None, converter=parse_proxy)
     allow_insecure: bool = attrs.field(default=False, validator=_check_flag)
     exact_numbers: bool = attrs.field(default=False, validator=_check_flag)
+    recover_replies: bool = attrs.field(default=False, validator=_check_flag)
+    tracer: Any = attrs.field(default=None, repr=False)
+    trace_content: bool = attrs.field(default=False, validator=_check_flag)
 
     def __attrs_post_init__(self) -> None:
         names = {name.lower() for name, _ in self.headers}
@@ -402,21 +433,32 @@ class Settings:
             raise ConfigurationError("give token or service_key, not both: which one counts?")
         if self.token is not None and "authorization" in names:
             raise ConfigurationError("headers must not set Authorization when token is given")
+        if self.trace_content and self.tracer is None:
+            raise ConfigurationError("trace_content needs a tracer")
         if self.token_in_query and self.token is None:
             raise ConfigurationError("token_in_query needs a token")
         secret = self.token is not None or self.service_key is not None
         secret = secret or not names.isdisjoint({"authorization", "cookie", "x-service-key"})
-        exposed = secret and not self.endpoint.secure and not self.endpoint.is_loopback
-        allowed = self.allow_insecure or os.environ.get("FLUXBASE_ALLOW_INSECURE") == "1"
-        if exposed and not allowed:
-            raise ConfigurationError(
-                "ws_url: the credentials would cross the network unencrypted to "
-                f"{self.endpoint.host}; use wss://, or pass allow_insecure=True (or set "
-                "FLUXBASE_ALLOW_INSECURE=1) where the network is trusted"
-            )
+        if secret and not self.allow_insecure:
+            check_exposure(self.endpoint)
 
 
-def _suggest(wrong: str, names: Iterable[str]) -> str:
+def check_exposure(endpoint: Endpoint) -> None:
+    """Raise `ConfigurationError` where a secret would be read on its way, unless that is allowed.
+
+    The caller has looked at `allow_insecure`; the environment may allow it too.
+    """
+    if endpoint.secure or endpoint.is_loopback:
+        return
+    if os.environ.get("FLUXBASE_ALLOW_INSECURE") != "1":
+        raise ConfigurationError(
+            "the URL: the credentials would cross the network unencrypted to "
+            f"{endpoint.host}; use wss:// or https://, or pass allow_insecure=True (or set "
+            "FLUXBASE_ALLOW_INSECURE=1) where the network is trusted"
+        )
+
+
+def suggest(wrong: str, names: Iterable[str]) -> str:
     """Say which name was probably meant: the SDK's camelCase, or a slip of the pen."""
     known = sorted(names)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", wrong).lower()
@@ -438,7 +480,15 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
         if not names.issuperset(kwargs):
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
-            raise ConfigurationError(f"{what}() has no parameter {wrong}: {_suggest(wrong, names)}")
-        return function(*args, **kwargs)
+            raise ConfigurationError(f"{what}() has no parameter {wrong}: {suggest(wrong, names)}")
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            if "ipykernel" in sys.modules:
+                # The shell keeps the last traceback, and with its frames the client, which the
+                # next run of the connecting cell replaces.
+                traceback.clear_frames(error.__traceback__)
+                del args, kwargs
+            raise
 
     return checked

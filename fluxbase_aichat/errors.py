@@ -93,6 +93,8 @@ class FluxbaseChatError(Exception):
     """The part of the answer that had arrived."""
     hint: str = ""
     """What to do about it, in one sentence."""
+    code: str = ""
+    """The server's code, such as `TURN_LIMIT`, or `""`."""
 
     def __init__(self, message: str = "", /, **attributes: Any) -> None:
         super().__init__(message)
@@ -201,8 +203,6 @@ class ServerError(FluxbaseChatError):
     """The server answered with an error."""
 
     sent: bool | None = True
-    code: str = ""
-    """The server's code, such as `TURN_LIMIT`, or `""`."""
     conversation_id: str = ""
     """The conversation that the error names, or `""`."""
 
@@ -229,7 +229,6 @@ class ApiError(FluxbaseChatError):
     """A REST call failed."""
 
     status: int | None = None
-    code: str = ""
     body: str = ""
 
 

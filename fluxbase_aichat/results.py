@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
@@ -20,7 +20,11 @@ from ._columns import (
     recognise,
 )
 from ._select import column_order
-from .errors import ConfigurationError, NoTableError
+from .errors import ConfigurationError, NoTableError, QueryFailedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
 
 __all__ = [
     "ColumnType",
@@ -183,6 +187,51 @@ class QueryResult(Sequence[dict[str, Any]]):
                     row[name] = value
         return rows
 
+    def to_pandas(self, types: Mapping[str, ColumnType] | None = None) -> pd.DataFrame:
+        """Return the rows as a `pandas.DataFrame` (extra `pandas`), columns as in `columns`.
+
+        A column becomes what its values are: `bool` or `boolean`, `int64` or `Int64` (the second
+        of each where there are nulls), `float64`, text; UUIDs, times, exact numbers, intervals
+        with months, lists and objects are Python's own in a column of `object`. Date-times become
+        `datetime64[us, UTC]` as the wire says, intervals without months `timedelta64[us]`.
+
+        `types` decides otherwise, as in `rows_as`: `"timestamp"` and `"date"` become
+        `datetime64[us]` without a zone. Of a result without rows the frame has the columns that
+        `types` names, each of its type, and no others.
+
+        Raises `QueryFailedError` when the query failed or was rejected, or when it is not known
+        whether it did, `ConfigurationError` as `rows_as` does, and `MissingExtraError`.
+        """
+        self._check_succeeded()
+        from . import _frames  # noqa: PLC0415 - only when asked for
+
+        return _frames.to_pandas(self.data, self.columns, types)
+
+    def to_polars(self, types: Mapping[str, ColumnType] | None = None) -> pl.DataFrame:
+        """Return the rows as a `polars.DataFrame` (extra `polars`), columns as in `columns`.
+
+        A column becomes what its values are: `Boolean`, `Int64`, `Float64`, `String`, `Time`;
+        UUIDs are text, exact numbers and integers beyond 64 bits `Decimal` (text beyond its 38
+        digits). Date-times become `Datetime("us", "UTC")` as the wire says, intervals
+        `Duration("us")`, or a struct of months, days and microseconds if one has months. Lists
+        and objects become `List` and `Struct` where all values agree, else text of JSON.
+
+        `types` decides otherwise, as in `rows_as`; `"json"` makes it text of JSON in any case. Of a
+        result without rows the frame has the columns that `types` names, each of its type.
+
+        Raises what `to_pandas` raises.
+        """
+        self._check_succeeded()
+        from . import _frames  # noqa: PLC0415 - only when asked for
+
+        return _frames.to_polars(self.data, self.columns, types)
+
+    def _check_succeeded(self) -> None:
+        if self.status not in ("ok", "empty"):
+            raise QueryFailedError(
+                f"there is no table: {_line(self.summary, 200) or _CAPTIONS[self.status]}"
+            )
+
     def __bool__(self) -> Literal[True]:
         return True
 
@@ -233,6 +282,12 @@ class ToolOutput:
         if self.query_result is None and isinstance(row, dict) and row.keys() == {"tool", "result"}:
             return row["result"] if isinstance(row["result"], str) else ""
         return ""
+
+    def _repr_html_(self) -> str:
+        """Show the text, or the rows with their SQL, in a notebook."""
+        if self.query_result is not None:
+            return self.query_result._repr_html_()
+        return f"<p><em>{_escape(self.tool)}</em></p>\n<pre>{_escape(self.text)}</pre>"
 
     def __repr__(self) -> str:
         what = repr(_cut(self.text, 60)) if self.query_result is None else repr(self.query_result)
@@ -340,8 +395,10 @@ class Reply:
         return self.text
 
     def _repr_markdown_(self) -> str:
-        """Show the text in a notebook, with a blank line where tools ran."""
-        return "\n\n".join(self.segments) if self.segments else self.text
+        """Show the text in a notebook, with a blank line where tools ran; HTML is made harmless."""
+        from ._harmless import harmless_markdown  # noqa: PLC0415 - only a notebook needs it
+
+        return harmless_markdown("\n\n".join(self.segments) if self.segments else self.text)
 
 
 # --- Text for people ------------------------------------------------------------------------

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, Position, fresh
+from ._api import perform, read_conversation
 from ._deadline import Deadline
 from ._entry import Entry, Record
-from ._lifetime import Lease
+from ._lifetime import Lease, calling
+from ._logs import about
+from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
+from ._sse import EventStream, SSEOptions
 from ._wire import ContentRun, check_message
 from .config import UNSET, Unset, check_seconds, named_keywords
 from .errors import (
@@ -25,10 +30,16 @@ from .errors import (
     ConfigurationError,
     ConnectionLostError,
     FluxbaseChatError,
+    LocalProtocolError,
+    NotConnectedError,
+    RecoveryError,
 )
 from .results import QueryResult, Reply, ToolOutput, Usage
+from .stored import StoredMessage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
+
+_log = logging.getLogger("fluxbase_aichat.turn")
 
 IfBusy = Literal["queue", "cancel", "raise"]
 PageContext = str | dict[str, Any]
@@ -44,10 +55,11 @@ class Turn:
 
     def __init__(self, lease: Lease, entry: Entry) -> None:
         assert entry.answer is not None  # noqa: S101 - a message has one
-        self._lease = lease
+        self._lease: Lease | None = lease
         self._session: Session = lease.session
         self._entry = entry
         self._answer: Answer = entry.answer
+        self._recovered: Reply | None = None
         # A turn that nobody holds keeps no events; its callbacks go on.
         weakref.finalize(self, self._answer.forget).atexit = False
 
@@ -111,8 +123,12 @@ class Turn:
             timeout: seconds to wait; `None` is no limit beyond the client's own `Timeouts`. When
                 it runs out the turn goes on.
 
+        With `recover_replies` an answer that a lost connection has interrupted is recovered, see
+        `recover`; `timeout` counts for that too, and without one it takes 60 s at most.
+
         Raises:
-            ChatTimeoutError: phase `"wait"`: the answer was not whole in time.
+            ChatTimeoutError: phase `"wait"`: the answer was not whole in time; `"recover"`: it was
+                lost, and not recovered in time.
             TurnCancelledError: the turn was cancelled.
             FluxbaseChatError: what made the turn fail.
 
@@ -127,15 +143,86 @@ class Turn:
                 sent=self._entry.sent,
                 partial_text=self.text,
             )
-        self._raise_error()
-        return self._answer.reply()
+        return self._reply(deadline)
 
     def _result_by(self, deadline: Deadline) -> Reply:
         """Return the whole answer; at the deadline end the turn, as a cancel does."""
         with self._waiting():
             if not self._answer.ended.wait(deadline.remaining()):
                 self._session.give_up(self._entry)
-        return self.result()
+        if not self.done:
+            return self.result()
+        return self._reply(deadline)
+
+    def _reply(self, deadline: Deadline) -> Reply:
+        """Return the answer of a turn that has ended, or raise why there is none."""
+        lost = isinstance(self._answer.error, ConnectionLostError) and self._entry.sent
+        if not (lost and self._session.settings.recover_replies):
+            self._raise_error()
+            return self._answer.reply()
+        limit = deadline.sooner(RECOVER_SECONDS)
+        try:
+            return self._recover(limit)
+        except NotConnectedError:
+            raise
+        except FluxbaseChatError as failure:
+            if limit is deadline and getattr(failure, "reason", "") == "timeout":
+                raise ChatTimeoutError(
+                    "the connection was lost, and its answer not recovered in time",
+                    phase="recover",
+                    sent=True,
+                    partial_text=self.text,
+                ) from failure
+            error = self._fresh_error()
+            error.hint = f"its answer was not recovered: {failure.args[0]}"
+            raise error from failure
+
+    # -- after a lost connection ------------------------------------------------------------
+
+    def recover(self, timeout: float | None = RECOVER_SECONDS) -> Reply:
+        """Return the answer that the server has finished after the connection was lost.
+
+        Where the chatbot persists its conversations, the server finishes and stores an answer that
+        nobody listens to. This asks the REST side until it is there, and takes it only if it
+        is provably the answer to this message. Of an answer with tool rounds only what was
+        written behind the last of them is stored. It needs no connection, and works after
+        `disconnect` too.
+
+        Args:
+            timeout: seconds; `None` is no limit.
+
+        Raises:
+            RecoveryError: `reason` says why: `"not kept"` by the server; `"ambiguous"`, it may be
+                the answer to another question; `"failed"`, the turn; `"superseded"` by another
+                message; `"timeout"`, it may still come.
+            LocalProtocolError: the turn has not ended.
+            NotConnectedError: `disconnect` was called meanwhile.
+            FluxbaseChatError: the REST side refuses, as `FluxbaseAI.get_conversation` says.
+
+        """
+        seconds = check_seconds("timeout", timeout)
+        if not self.done:
+            raise LocalProtocolError("the turn has not ended; result() waits for its answer")
+        return self._recover(Deadline(seconds, self._session.clock))
+
+    def _recover(self, deadline: Deadline) -> Reply:
+        answer = self._answer
+        answer.looked_at = True
+        if answer.error is None:
+            return answer.reply()
+        if self._recovered is None:
+            try:
+                question = asked(self._session, self._entry)
+                # A turn that has gone back to its pool is recovered on its own: the pool may be
+                # about to disconnect what it has lent.
+                session = self._session if self._lease is None else self._lease.session
+                self._recovered = recover(session, answer.conversation_id, question, deadline)
+                self._let_go()
+            except RecoveryError as error:
+                error.sent = self._entry.sent
+                error.partial_text = self.text
+                raise
+        return self._recovered
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
@@ -147,6 +234,7 @@ class Turn:
             ended = self._answer.ended.wait(deadline.remaining())
             if ended and not self._session.inside_callback:
                 ended = self._answer.callbacks_run.wait(deadline.remaining())
+        self._let_go()
         return ended
 
     def __iter__(self) -> Iterator[events.Event]:
@@ -174,14 +262,54 @@ class Turn:
                         return
                     yield delta
 
+    @named_keywords
+    def iter_sse(
+        self,
+        *,
+        heartbeat: float | None = 15.0,
+        include: Iterable[str] = ("progress", "content", "result"),
+        include_sql: bool = False,
+        stop: Callable[[], object] | None = None,
+    ) -> EventStream:
+        """Return the turn as server-sent events, to be streamed to a browser with `SSE_HEADERS`.
+
+        Each item is the bytes of one event: `progress` {step, message}, `content` {delta}, `result`
+        {summary, status, row_count, columns, rows}, and at the end `done` {usage} or `error` {code,
+        message, retryable}. No error of the turn is raised, a cancelled one just ends, and the
+        conversation's id is in none of it.
+
+        Args:
+            heartbeat: seconds of silence after which a comment line is sent, so that proxies keep
+                the connection and a browser that has gone is noticed; `None` for no such lines.
+            include: which of `"progress"`, `"content"` and `"result"` are wanted.
+            include_sql: whether a `result` has the `query` too.
+            stop: asked between events, and at least four times a second; true cancels the turn.
+
+        Closing the iterator cancels the turn, which web servers do when the browser has gone. In
+        the page, close an `EventSource` at `done` and `error`: else it asks again by itself.
+
+        Raises:
+            ConfigurationError: an argument is wrong.
+
+        """
+        options = SSEOptions(
+            heartbeat=heartbeat, include=include, include_sql=include_sql, stop=stop
+        )
+        return EventStream(self._answer, self._read, self.cancel, options)
+
+    def _read(
+        self, position: Position, deadline: Deadline
+    ) -> tuple[list[events.Event | ContentRun], bool]:
+        with self._waiting():
+            return self._answer.read(position, deadline)
+
     def _items(self) -> Iterator[events.Event | ContentRun]:
         answer = self._answer
         forever = Deadline(None)
         position = Position()
         last = False
         while not last:
-            with self._waiting():
-                items, last = answer.read(position, forever)
+            items, last = self._read(position, forever)
             for item in items:
                 if answer.cancelled:
                     return
@@ -189,13 +317,53 @@ class Turn:
         if not answer.cancelled:
             self._raise_error()
 
+    def display(self) -> None:
+        """Show the answer while it grows, until it has ended; in a notebook in the current cell.
+
+        There its text is Markdown, with what the chatbot does meanwhile below it, and each query
+        a table under its SQL. Elsewhere it is printed as it comes. Raises what made the turn
+        fail; a cancelled turn just ends. Ctrl-C, or interrupting the cell, cancels it.
+        """
+        from .display import Live  # noqa: PLC0415 - most turns are not shown
+
+        answer = self._answer
+        live = Live()
+        position = Position()
+        last = False
+        try:
+            while not last:
+                with self._waiting():
+                    items, last = answer.read(position, Deadline(live.patience))
+                if not answer.cancelled:
+                    live.show(items)
+            live.end(answer.error)
+        except KeyboardInterrupt:
+            self.cancel()
+            live.end(answer.error)
+            raise
+        if not answer.cancelled:
+            self._raise_error()
+
+    def _let_go(self) -> None:
+        """Keep the client no longer than needed: an old answer in a notebook is no reason."""
+        answer = self._answer
+        if answer.cancelled or (answer.ended.is_set() and answer.callbacks_run.is_set()):
+            # What may be recovered needs the client's tokens for that.
+            lost = isinstance(answer.error, (ConnectionLostError, ChatTimeoutError))
+            self._lease = self._lease if lost and self._recovered is None else None
+
     def _raise_error(self) -> None:
+        self._let_go()
         self._answer.looked_at = True
         if self._answer.error is not None:
-            error = fresh(self._answer.error)
-            if isinstance(error, ConnectionLostError):
-                error.turn = self
-            raise error
+            raise self._fresh_error()
+
+    def _fresh_error(self) -> FluxbaseChatError:
+        assert self._answer.error is not None  # noqa: S101 - the caller has looked
+        error = fresh(self._answer.error)
+        if isinstance(error, ConnectionLostError):
+            error.turn = self
+        return error
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -216,6 +384,7 @@ class Turn:
         newer one. Nothing happens when the turn has ended.
         """
         self._session.cancel_entry(self._entry)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -308,6 +477,30 @@ class Conversation:
         """Send a message and wait for the whole answer. See `FluxbaseAIChat.ask`."""
         return ask(self._lease, self._record, content, page_context, timeout)
 
+    @named_keywords
+    def history(self, *, timeout: float | None = 30.0) -> tuple[StoredMessage, ...]:
+        """Return the messages that the server has stored, the oldest first.
+
+        None before the conversation was started. It asks the REST side, and works after
+        `disconnect` too.
+
+        Args:
+            timeout: seconds; `None` is no limit.
+
+        Raises:
+            NotFoundError: the chatbot does not persist its conversations, or it is another user's.
+            NotConnectedError: `disconnect` was called meanwhile.
+            FluxbaseChatError: as `FluxbaseAI.get_conversation` says.
+
+        """
+        seconds = check_seconds("timeout", timeout)
+        session, conversation_id = self._session, self._record.id
+        if conversation_id is None:
+            return ()
+        with calling(session) as waker:
+            call = read_conversation(conversation_id)
+            return perform(session.settings, call, Deadline(seconds), waker).value.messages
+
     def cancel(self) -> None:
         """Cancel the running turn, else the oldest queued one, else do nothing."""
         self._session.cancel(self._record)
@@ -352,7 +545,9 @@ def start(
     except KeyboardInterrupt:
         session.cancel_entry(entry)
         raise
-    return outcome.get()
+    conversation_id = outcome.get()
+    _log.debug("a conversation is started", extra=about(record.chatbot, conversation_id))
+    return conversation_id
 
 
 def send(
@@ -370,10 +565,12 @@ def send(
         raise ConfigurationError('if_busy must be "queue", "cancel" or "raise"')
     limits = session.settings.timeouts
     own = not isinstance(timeout, Unset)
+    context = contextvars.copy_context()
+    answer = _answer(session, record, content, context)
     entry = Entry(
         record=record,
-        context=contextvars.copy_context(),
-        answer=Answer(record.chatbot, session.clock),
+        context=context,
+        answer=answer,
         content=content,
         page_context=page_context,
         start_limit=limits.start,
@@ -382,12 +579,27 @@ def send(
         turn_limit=None if own else limits.turn,
     )
     turn = Turn(lease, entry)
+    _log.debug("a message is to be sent", extra=about(record.chatbot, record.id))
     try:
         session.submit_turn(entry, if_busy)
     except KeyboardInterrupt:
         turn.cancel()  # nobody will ever hold it
         raise
+    except FluxbaseChatError as error:
+        answer.fail(fresh(error), told=True)  # it is raised here
+        raise
     return turn
+
+
+def _answer(session: Session, record: Record, content: str, context: contextvars.Context) -> Answer:
+    """Return the answer to be; with a tracer it has a span, the current one in `context`."""
+    settings = session.settings
+    if settings.tracer is None:
+        return Answer(record.chatbot, session.clock)
+    from ._tracing import traced_answer  # noqa: PLC0415 - an extra's
+
+    chatbot, namespace = record.chatbot, record.namespace
+    return traced_answer(settings, chatbot, namespace, content, session.clock, context)
 
 
 def ask(

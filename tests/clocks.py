@@ -47,12 +47,12 @@ class FakeClock:
 
 
 class Pauses:
-    """The delays before connections, which are remembered and take no time."""
+    """The delays of a module, before connections if it is not named; they take no time."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, module: str = "_connection") -> None:
         self.seconds: list[float] = []
         """Each delay that was waited for, connections without one left out."""
-        monkeypatch.setattr("fluxbase_aichat._connection.pause", self._pause)
+        monkeypatch.setattr(f"fluxbase_aichat.{module}.pause", self._pause)
 
     def _pause(self, seconds: float, clock: Clock, waker: _net.Waker) -> None:
         if seconds:

@@ -13,6 +13,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# What users get for their tests serves these as well.
+pytest_plugins = ["fluxbase_aichat.testing"]
+
 HANG_SECONDS = 60.0
 """A test that takes longer has deadlocked: all stacks are printed, and the run ends."""
 LEFT_SECONDS = 3.0

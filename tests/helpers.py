@@ -18,6 +18,7 @@ from fluxbase_aichat import (
     _net,
     _session,
     _telling,
+    pool,
 )
 from fluxbase_aichat.events import Event
 
@@ -142,7 +143,7 @@ class LockOrder:
         """Pairs: with the first held, the second was taken."""
         self.taken: set[str] = set()
         """The names of the locks that were taken."""
-        for module in (_answer, _connection, _dispatch, _net, _session, _telling):
+        for module in (_answer, _connection, _dispatch, _net, _session, _telling, pool):
             monkeypatch.setattr(module, "threading", self)
 
     def __getattr__(self, name: str) -> Any:

@@ -23,6 +23,7 @@ RACES = " or ".join(
         *("test_q01_", "test_q02_", "test_q03_", "test_q04_", "test_q05_", "test_x02_"),
         # and all of these files.
         *("test_client.py", "test_machine.py"),
+        *("test_pool.py", "test_pool_schedules.py", "test_many.py", "test_web.py"),
     ]
 )
 """What pytest's `-k` selects."""

@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, results
+from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.cli import _screen
-from fluxbase_aichat.cli._harmless import harmless
 from fluxbase_aichat.cli._screen import Screen
 from fluxbase_aichat.cli.demo import QUESTIONS
 from fluxbase_aichat.devserver import DevServer

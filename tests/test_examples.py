@@ -6,7 +6,6 @@ import csv
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,6 @@ from fluxbase_aichat.devserver import DevServer
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-
-
-@pytest.fixture
-def server() -> Iterator[DevServer]:
-    """Serve what the examples talk to."""
-    with DevServer() as running:
-        yield running
 
 
 def run(
@@ -42,34 +34,34 @@ def run(
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_runs(name: str, server: DevServer) -> None:
+def test_every_example_runs(name: str, fluxbase_devserver: DevServer) -> None:
     """It ends well, prints something, and leaves nothing to wonder about."""
-    ran = run(name, server)
+    ran = run(name, fluxbase_devserver)
     assert (0, "") == (ran.returncode, "" if ran.returncode == 0 else ran.stderr)
     assert ran.stdout
     assert "Traceback" not in ran.stderr
     assert "Warning" not in ran.stderr
 
 
-def test_ask_prints_the_answer_and_its_rows(server: DevServer) -> None:
+def test_ask_prints_the_answer_and_its_rows(fluxbase_devserver: DevServer) -> None:
     """The question of the command line is asked."""
-    ran = run("ask", server, "Which", "category", "brings", "the", "most", "revenue?")
+    ran = run("ask", fluxbase_devserver, "Which", "category", "brings", "the", "most", "revenue?")
     assert "The top category is **Kitchen**" in ran.stdout
     assert "Kitchen\t24410.8\t759\n" in ran.stdout
     assert ran.stderr.endswith(" tokens\n")
 
 
-def test_ask_tells_an_error_in_one_line(server: DevServer) -> None:
+def test_ask_tells_an_error_in_one_line(fluxbase_devserver: DevServer) -> None:
     """A bad token gives the error's name, its message and the exit code 1."""
-    ran = run("ask", server, token="forged")
+    ran = run("ask", fluxbase_devserver, token="forged")
     assert 1 == ran.returncode
     assert ran.stderr.startswith("AuthenticationError: ")
     assert 1 == ran.stderr.count("\n")
 
 
-def test_to_csv_writes_dates_and_exact_numbers(server: DevServer) -> None:
+def test_to_csv_writes_dates_and_exact_numbers(fluxbase_devserver: DevServer) -> None:
     """The file has a head and a line for each month."""
-    head, *rows = csv.reader(run("to_csv", server).stdout.splitlines())
+    head, *rows = csv.reader(run("to_csv", fluxbase_devserver).stdout.splitlines())
     assert ["month", "revenue", "orders"] == head
     assert 12 == len(rows)
     assert ["2025-03-01", "5232.50", "35"] == rows[0]

@@ -39,6 +39,26 @@ def keyboard_interrupt(err: str) -> bool:
 # -- X06 ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("call", ["recover", "list_chatbots", "token"])
+def test_x06_ctrl_c_in_a_rest_call(call) -> None:
+    """It raises at once, and the process ends as it should."""
+    asked = Gate()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.read_exactly(int(peer.headers.get("content-length", "0")))
+        asked.open()
+        peer.until_closed()
+
+    with RawServer(script) as server, Script("interrupted.py", server.url, call) as running:
+        asked.wait()
+        running.interrupt()
+        status, _, err = running.end()
+        assert INTERRUPTED == status
+        assert keyboard_interrupt(err)
+        server.join()
+
+
 @pytest.mark.parametrize(
     "call",
     ["ask", "ask(timeout)", "result", "wait", "wait_idle", "iterate", "text_stream", "with"],

@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import os
 import pickle
+import threading
 import time
 
 import pytest
@@ -110,22 +111,50 @@ def test_x12_disconnected_client() -> None:
 
 def test_x12_opening_connection() -> None:
     """A connection that is being opened is the parent's: the child holds no copy of it."""
-    forked = Gate()
+    came, forked = Gate(), Gate()
 
     def serve(peer: Peer) -> None:
         peer.read_request()
         if peer.number == 1:
+            came.open()
             forked.wait()
         peer.serve(CID)
 
     with RawServer(serve) as server, Script("forked.py", server.url, "opening") as script:
-        server.wait_for(lambda: server._peers and server._peers[0].request)
+        came.wait()
         script.say()
         assert "sockets 0" == script.line()
         assert "You said: of the child" == script.line()
         assert "status 0" == script.line()
         forked.open()
         assert (0, "You said: of the parent\n", "") == script.end()
+
+
+def test_x12_rest_calls() -> None:
+    """REST calls and a sign-in that are under way are the parent's: the child makes its own."""
+    came, forked = threading.Semaphore(0), Gate()
+    answers = {
+        "/api/v1/auth/signin": b'{"access_token":"t0k3n"}',
+        "/api/v1/ai/chatbots": b'{"chatbots":[{"name":"bot"}]}',
+        "/api/v1/ai/conversations/c-1": b"""{"messages":[{"role":"user","content":"?"},
+            {"role":"assistant","content":"answer"}]}""",
+    }
+
+    def serve(peer: Peer) -> None:
+        peer.read_request()
+        came.release()
+        if peer.number <= 3:
+            forked.wait()
+        peer.refuse("200 OK", answers[peer.request.split(" ")[1]])
+
+    with RawServer(serve) as server, Script("forked.py", server.url, "calls") as script:
+        assert all(came.acquire(timeout=WAIT) for _ in range(3))
+        script.say()
+        assert "sockets 0" == script.line()
+        assert "t0k3n bot answer" == script.line()
+        assert "status 0" == script.line()
+        forked.open()
+        assert (0, "answer bot t0k3n\n", "") == script.end()
 
 
 def test_x12_child_that_ends_as_a_script() -> None:

@@ -15,7 +15,7 @@ from clocks import FakeClock, Pauses, Waits
 from helpers import Heard, client_threads, counting, run
 from servers import PING, PONG, TEXT, WAIT, Gate, Gone, Peer, RawServer, content, done, error
 
-from fluxbase_aichat import FluxbaseAIChat, Timeouts
+from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, Timeouts
 from fluxbase_aichat._transport import Transport, _WebSocket
 from fluxbase_aichat.errors import (
     AuthenticationError,
@@ -662,6 +662,9 @@ def test_r08_token_callable_exits(problem) -> None:
         assert caught.value.__cause__ is problem
         assert "lost" == chat.state
         chat.disconnect()
+        with pytest.raises(AuthenticationError) as caught:
+            FluxbaseAI(server.url, token=token).list_chatbots()
+        assert caught.value.__cause__ is problem
         assert 0 == server.connections
 
 

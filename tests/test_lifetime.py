@@ -21,6 +21,7 @@ from servers import WAIT, Gate, Peer, RawServer, content, done, frame
 from fluxbase_aichat import FluxbaseAIChat, Timeouts
 from fluxbase_aichat._protocol import ChatProtocol
 from fluxbase_aichat._telling import Telling
+from fluxbase_aichat.config import RenewableToken
 from fluxbase_aichat.errors import FluxbaseChatError
 
 CID = "c-1"
@@ -131,6 +132,36 @@ def test_dropped_client_whose_callbacks_hold_it() -> None:
         window.shown.wait()
         session = weakref.ref(window.chat._session)
         del window
+        assert gone(session)
+
+
+def test_dropped_client_whose_source_of_tokens_holds_it() -> None:
+    """One that hears of what was refused keeps nothing alive either."""
+
+    class Source(RenewableToken):
+        def __init__(self, url: str) -> None:
+            self.tokens = ["good", "bad"]
+            self.chat = FluxbaseAIChat(url, token=self)
+
+        def __call__(self) -> str:
+            return self.tokens[-1]
+
+        def refused(self, token: str) -> None:
+            assert token == self.tokens.pop()
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        if peer.headers["authorization"] == "Bearer good":
+            peer.serve()
+        else:
+            peer.refuse("401 Unauthorized")
+
+    with RawServer(script) as server:
+        source = Source(server.url)
+        source.chat.connect()
+        assert ["good"] == source.tokens
+        session = weakref.ref(source.chat._session)
+        del source
         assert gone(session)
 
 

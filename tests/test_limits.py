@@ -403,6 +403,44 @@ def test_server_that_never_reads() -> None:
         assert [2] == [n for n, message in server.received if message["type"] == "message"]
 
 
+def test_server_that_reads_at_last_and_goes(monkeypatch) -> None:
+    """A message that the last write has sent, after it was stuck, is not sent again."""
+    deaf, over = Gate(), Gate()
+    words = "x" * 8_000_000
+    write = Transport.flush
+
+    def flush(transport: Transport) -> None:
+        write(transport)
+        while transport.end is not None and transport.unsent:
+            write(transport)  # the server reads now
+
+    monkeypatch.setattr(Transport, "flush", flush)
+
+    def first(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        deaf.open()
+        over.wait()
+        peer.close_frame(1001)
+        assert words == peer.message()["content"]
+
+    with RawServer(first, Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, reconnect_delay=0.0)
+        with chat:
+            talk = chat.conversation("support")
+            talk.start()
+            deaf.wait()
+            stalled = when_waiting(chat, lambda transport: transport._stalled_since is not None)
+            turn = talk.send(words)
+            stalled.wait()
+            over.open()
+            with pytest.raises(ConnectionLostError) as caught:
+                turn.result(WAIT)
+            assert caught.value.sent is True
+            server.join(1)
+        assert [1] == [n for n, message in server.received if message["type"] == "message"]
+
+
 def test_disconnect_from_a_server_that_never_reads() -> None:
     """Whether a message that is stuck was sent, nobody can say."""
     over = Gate()

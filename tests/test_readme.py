@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -32,15 +32,8 @@ URL = '"ws://localhost:8080/ai/ws"'
 TOKENS = ('"my-jwt-token"', '"my-jwt"')
 
 
-@pytest.fixture
-def server() -> Iterator[DevServer]:
-    """Serve what the README talks to."""
-    with DevServer() as running:
-        yield running
-
-
-def run(block: str, server: DevServer) -> None:
-    """Run a block as a reader would, who has a server, a token and an open `chat`."""
+def run(block: str, server: DevServer) -> dict[str, Any]:
+    """Run a block as a reader with a server, a token and an open `chat`; return its names."""
     # Numbered as in the README, so that a traceback shows the line to mend.
     block = "\n" * README[: README.index(block)].count("\n") + block
     block = block.replace(URL, repr(server.ws_url))
@@ -48,7 +41,9 @@ def run(block: str, server: DevServer) -> None:
         block = block.replace(token, repr(server.token()))
     code = compile(block, "README.md", "exec")
     with FluxbaseAIChat(server.ws_url, token=server.token) as chat:
-        exec(code, {"chat": chat})  # noqa: S102 - our own README
+        names: dict[str, Any] = {"chat": chat}
+        exec(code, names)  # noqa: S102 - our own README
+    return names
 
 
 def block_with(text: str) -> str:
@@ -58,24 +53,26 @@ def block_with(text: str) -> str:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(1, len(BLOCKS) + 1)])
-def test_every_block_of_python_runs(block: str, server: DevServer) -> None:
+def test_every_block_of_python_runs(block: str, fluxbase_devserver: DevServer) -> None:
     """Each block runs by itself, or goes on with an open `chat` as the README says."""
-    run(block, server)
+    run(block, fluxbase_devserver)
 
 
-def test_the_first_example_answers(server: DevServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_example_answers(
+    fluxbase_devserver: DevServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A question, a follow-up as a stream, and a table: what design section 1 shows."""
-    run(block_with("text_stream:"), server)
+    run(block_with("text_stream:"), fluxbase_devserver)
     printed = capsys.readouterr().out
     assert "The top user is **Calm Heron** with 34 orders." in printed
     assert "The top user by revenue is **Dapper Heron**" in printed
 
 
 def test_the_callback_example_calls_back(
-    server: DevServer, capsys: pytest.CaptureFixture[str]
+    fluxbase_devserver: DevServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The JavaScript SDK's example, translated, prints what that one prints."""
-    run(block_with("on_progress=lambda"), server)
+    run(block_with("on_progress=lambda"), fluxbase_devserver)
     printed = capsys.readouterr().out
     assert "[thinking] Thinking...\n" in printed
     assert "Query returned 10 row(s)." in printed
@@ -84,14 +81,25 @@ def test_the_callback_example_calls_back(
 
 
 def test_the_rows_are_as_the_readme_says(
-    server: DevServer, capsys: pytest.CaptureFixture[str]
+    fluxbase_devserver: DevServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The query, its columns and its rows are printed."""
-    run(block_with("rows_as("), server)
+    run(block_with("rows_as("), fluxbase_devserver)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("SELECT date_trunc('month', placed_at) AS month,")
     assert "('month', 'revenue', 'orders')" == lines[1]
     assert "2025-03-01T00:00:00Z 5232.5" == lines[2]
+
+
+def test_the_web_application_answers(fluxbase_devserver: DevServer) -> None:
+    """Its functions give a whole answer, and a stream that ends as it should."""
+    names = run(block_with("ChatPool("), fluxbase_devserver)
+    names["Response"] = lambda body, headers: b"".join(body)
+    token = fluxbase_devserver.token()
+    with names["pool"]:
+        assert "30" in names["answer"](1, token, "How many users are there?")
+        events = names["stream"](1, token, "How many users are there?")
+    assert b"\nevent: done\n" in events
 
 
 def test_the_readme_has_one_command_each_for_the_demo_and_the_tests() -> None:

@@ -6,9 +6,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
 
-from ._harmless import harmless
+from ._log import show_log
+from .batch import batch
 from .demo import demo
 from .serve import serve
 
@@ -31,13 +33,14 @@ def app() -> None:
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve):
+for _command in (demo, serve, batch):
     app.add_command(_command)
 
 
 def run() -> int:
     """Run the command line and return the exit code; every error is a line, not a traceback."""
     try:
+        show_log()
         code = app.main(prog_name="fluxbase-aichat", standalone_mode=False)
     except FluxbaseChatError as error:
         click.echo(f"Error: {harmless(str(error.args[0] if error.args else error))}", err=True)

@@ -19,8 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
-
-from ._harmless import harmless
+from fluxbase_aichat._harmless import harmless
 
 __all__ = ["Screen"]
 

@@ -11,5 +11,6 @@ from ._faults import Faults
 from ._runtime import Received, Request
 from ._server import DevServer
 from ._store import Store
+from ._world import World
 
-__all__ = ["DevServer", "Faults", "Received", "Request", "Store", "User"]
+__all__ = ["DevServer", "Faults", "Received", "Request", "Store", "User", "World"]

@@ -80,11 +80,15 @@ class TooManyTriesError(Exception):
 
 
 class Auth:
-    """Signs and checks HS256 tokens; thread-safe."""
+    """Signs and checks HS256 tokens; thread-safe.
 
-    def __init__(self, secret: bytes, service_key: str) -> None:
+    With `trusting` it takes what it did not sign for a token of ann's.
+    """
+
+    def __init__(self, secret: bytes, service_key: str, *, trusting: bool = False) -> None:
         self._secret = secret
         self._service_key = service_key
+        self._trusting = trusting
         self._lock = threading.Lock()
         self._failures = 0
 
@@ -124,7 +128,8 @@ class Auth:
         server. Raises `BadTokenError`.
         """
         if service_key:
-            if not hmac.compare_digest(service_key.encode(), self._service_key.encode()):
+            known = hmac.compare_digest(service_key.encode(), self._service_key.encode())
+            if not (known or self._trusting):
                 raise BadTokenError("Invalid service key")
             return Identity(None, "service")
         scheme, _, token = authorization.strip().partition(" ")
@@ -132,7 +137,12 @@ class Auth:
         token = token or query
         if not token:
             return Identity()
-        user = self.user_of(token)
+        try:
+            user = self.user_of(token)
+        except BadTokenError:
+            if not self._trusting:
+                raise
+            user = USERS["ann"]
         return Identity(user.id, user.role)
 
     def sign_in(self, email: str, password: str) -> User | None:

@@ -12,9 +12,9 @@ from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ._auth import Auth, BadTokenError, Identity, TooManyTriesError
-from ._chatbots import CHATBOTS
 from ._conversations import Conversations
 from ._store import Store
+from ._world import World
 
 __all__ = ["RATE_LIMITED", "Answer", "Rest"]
 
@@ -55,10 +55,13 @@ _NO_CREDENTIALS: Final = Answer(
 class Rest:
     """Answers REST calls; thread-safe."""
 
-    def __init__(self, store: Store, auth: Auth, conversations: Conversations) -> None:
+    def __init__(
+        self, store: Store, auth: Auth, conversations: Conversations, world: World
+    ) -> None:
         self._store = store
         self._auth = auth
         self._conversations = conversations
+        self._world = world
 
     def answer(self, method: str, target: str, identity: Identity, body: bytes) -> Answer:
         """Answer a call by somebody who has been identified."""
@@ -70,12 +73,12 @@ class Rest:
             case "POST", "/api/v1/auth/refresh":
                 return self._refresh(_object(body))
             case "GET", "/api/v1/ai/chatbots":
-                found = [bot.summary() for bot in CHATBOTS.values() if bot.public]
+                found = [bot.summary() for bot in self._world.chatbots if bot.public]
                 return Answer(200, {"chatbots": found or None, "count": len(found)})
             case "GET", "/api/v1/ai/conversations":
                 return self._list(identity, query)
         if method == "GET" and (named := _BY_NAME.fullmatch(url.path)):
-            return _look_up(unquote(named[1]))
+            return self._look_up(unquote(named[1]))
         if method == "GET" and _CHATBOT.fullmatch(url.path):
             # Even for a listed id: that is what the recorded servers do.
             return Answer(404, {"error": "Chatbot not found"})
@@ -141,12 +144,11 @@ class Rest:
             return Answer(500, {"error": "Failed to refresh token"})
         return Answer(200, self._auth.tokens(user))
 
-
-def _look_up(name: str) -> Answer:
-    found = CHATBOTS.get(("default", name))
-    if found is None or not found.public:
-        return Answer(404, {"ambiguous": False, "error": "Chatbot not found"})
-    return Answer(200, {"chatbot": found.summary(), "ambiguous": False})
+    def _look_up(self, name: str) -> Answer:
+        found = self._world.chatbot("default", name)
+        if found is None or not found.public:
+            return Answer(404, {"ambiguous": False, "error": "Chatbot not found"})
+        return Answer(200, {"chatbot": found.summary(), "ambiguous": False})
 
 
 def _number(text: str | None) -> int:

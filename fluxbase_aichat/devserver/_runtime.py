@@ -19,6 +19,7 @@ from ._faults import Faults
 from ._rest import Rest
 from ._sql import Database
 from ._store import Store
+from ._world import World
 
 __all__ = ["Received", "Request", "Runtime", "StoppedError"]
 
@@ -61,12 +62,14 @@ class Runtime:
         pause: Callable[[float], object] | None,
         chunk_delay: float,
         feature: str,
+        world: World,
     ) -> None:
         self.store = store
         self.faults = faults
         self.chunk_delay = chunk_delay
         self.feature = feature
-        self.auth = Auth(store.secret, store.service_key)
+        self.world = world
+        self.auth = Auth(store.secret, store.service_key, trusting=world.trusting)
         self.database = Database()
         self.stopping = threading.Event()
         self._pause = pause or self.stopping.wait
@@ -82,7 +85,7 @@ class Runtime:
     def forget(self) -> None:
         """Lose what a restart loses."""
         self.conversations = Conversations(self.store)
-        self.rest = Rest(self.store, self.auth, self.conversations)
+        self.rest = Rest(self.store, self.auth, self.conversations, self.world)
 
     # The time that a turn takes.
 
@@ -110,7 +113,7 @@ class Runtime:
 
     # The record.
 
-    def wait_for(self, predicate: Callable[[], bool], timeout: float) -> bool:
+    def wait_for(self, predicate: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until `predicate()` holds, asking after every change."""
         with self._changed:
             return self._changed.wait_for(predicate, timeout)

@@ -65,6 +65,8 @@ class Call:
 
     tool: str
     arguments: dict[str, Any]
+    result: QueryResult | None = None
+    """What it gives; `None` to run it."""
 
     @classmethod
     def sql(cls, query: str, description: str = "scripted query") -> Call:
@@ -72,8 +74,12 @@ class Call:
         return cls("execute_sql", {"sql": query, "description": description})
 
 
+@dataclass(frozen=True, slots=True)
 class Fail:
-    """The model's stream breaks."""
+    """The model's stream breaks, and the turn ends with an error."""
+
+    error: str = "Error generating response"
+    code: str = "STREAM_ERROR"
 
 
 class Cut:

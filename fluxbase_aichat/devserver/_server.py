@@ -16,6 +16,7 @@ from ._auth import ACCESS_SECONDS, USERS, User
 from ._faults import Faults
 from ._runtime import Received, Request, Runtime
 from ._store import Store
+from ._world import World
 
 if TYPE_CHECKING:
     from ._http import Listener
@@ -36,6 +37,7 @@ class DevServer:
     `pause` is called with the seconds of a script's `pause`, in the connection's thread; by default
     it waits until they are over or the server stops. `chunk_delay` is seconds between two streamed
     words. `feature` says whether chat is switched on, or how a server tells that it is off.
+    `world` holds the chatbots and their answers; by default they are those of the demo.
 
     Every public method is thread-safe. Raises `MissingExtraError` when wsproto is not installed and
     `ConfigurationError` for a host that is not loopback.
@@ -57,6 +59,7 @@ class DevServer:
         pause: Callable[[float], object] | None = None,
         chunk_delay: float = 0.0,
         feature: Feature = "on",
+        world: World | None = None,
     ) -> None:
         try:
             from ._http import Listener  # noqa: PLC0415 - wsproto is an extra
@@ -77,7 +80,12 @@ class DevServer:
         self._owns_store = store is None
         self.faults = Faults(self._faults_changed)
         self._runtime = Runtime(
-            store or Store(), self.faults, pause=pause, chunk_delay=chunk_delay, feature=feature
+            store or Store(),
+            self.faults,
+            pause=pause,
+            chunk_delay=chunk_delay,
+            feature=feature,
+            world=world or World(),
         )
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ import uuid
 from typing import Any, Final
 
 from ._auth import USERS, Identity
-from ._chatbots import CHATBOTS, Chatbot
+from ._chatbots import Chatbot
 from ._conversations import Conversation
 from ._gojson import dumps
 from ._runtime import Runtime
@@ -59,7 +59,7 @@ class Session:
         return True
 
     def _start_chat(self, frame: dict[str, str]) -> None:
-        chatbot = CHATBOTS.get((frame["namespace"] or "default", frame["chatbot"]))
+        chatbot = self._runtime.world.chatbot(frame["namespace"] or "default", frame["chatbot"])
         if chatbot is None:
             self._error("", "Chatbot not found or disabled", "CHATBOT_NOT_FOUND")
             return

@@ -8,7 +8,6 @@ from typing import Any, Final
 from ._chatbots import Chatbot
 from ._conversations import Conversation, Message
 from ._gojson import NotJSONError, Raw, dumps, quote
-from ._model import answer
 from ._runtime import Runtime
 from ._script import Call, Cut, Fail, Pause, Step
 from ._sql import QueryResult
@@ -85,7 +84,7 @@ class Turn:
 
     def _rounds(self, content: str, earlier: list[str]) -> str | None:
         """Play the model's rounds; return the last one's prose, or `None` if they are too many."""
-        model = answer(content, earlier)
+        model = self._runtime.world.answer(self._chatbot, content, earlier)
         steps = next(model)
         for _ in range(_ROUNDS):
             self._read += 100 + len(content) // 4
@@ -107,15 +106,10 @@ class Turn:
                     calls.append(step)
                 case Pause(seconds):
                     self._runtime.pause(seconds)
-                case Fail():
-                    raise _BrokenError(
-                        {
-                            "type": "error",
-                            "conversation_id": self._conversation.id,
-                            "error": "Error generating response",
-                            "code": "STREAM_ERROR",
-                        }
-                    )
+                case Fail(error, code):
+                    frame = {"type": "error", "conversation_id": self._conversation.id}
+                    given = {"error": error, "code": code}
+                    raise _BrokenError(frame | {k: text for k, text in given.items() if text})
                 case Cut():
                     self._cut()
                 case _:
@@ -161,6 +155,8 @@ class Turn:
         return True
 
     def _query(self, call: Call) -> QueryResult:
+        if call.result is not None:
+            return call.result
         sql = str(call.arguments.get("sql", ""))
         return self._runtime.database.query(sql, self._chatbot.tables)
 

@@ -9,7 +9,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, PasswordLogin
 from fluxbase_aichat.errors import FluxbaseChatError
 
 url, state = sys.argv[1:]
@@ -118,6 +118,30 @@ def opening():
     fork(child)
     connecting.join()
     say(chat.ask("support", "of the parent").text)
+
+
+def calls():
+    """A sign-in, a REST call and a search for an answer are under way in other threads."""
+    login = PasswordLogin(url, "a@b", "p4ssword")
+    api = FluxbaseAI(url)
+    done = []
+    threads = [
+        threading.Thread(target=lambda: done.append(login())),
+        threading.Thread(target=lambda: done.append(api.list_chatbots()[0].name)),
+        threading.Thread(target=lambda: done.append(chat.recover("c-1").text)),
+    ]
+    for thread in threads:
+        thread.start()
+    sys.stdin.readline()
+
+    def child():
+        say("sockets", len(sockets()))
+        say(login(), api.list_chatbots()[0].name, chat.recover("c-1").text)
+
+    fork(child)
+    for thread in threads:
+        thread.join()
+    say(*sorted(done))
 
 
 def atexit():

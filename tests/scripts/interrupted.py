@@ -4,7 +4,7 @@
 
 import sys
 
-from fluxbase_aichat import FluxbaseAIChat, Timeouts
+from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, PasswordLogin, Timeouts
 
 url, call = sys.argv[1:]
 
@@ -36,6 +36,12 @@ elif call == "ask":
     chat.ask("support", "Hi")
 elif call == "ask(timeout)":
     chat.ask("support", "Hi", timeout=60)
+elif call == "recover":
+    chat.recover("c-1")
+elif call == "list_chatbots":
+    FluxbaseAI(url).list_chatbots()
+elif call == "token":
+    PasswordLogin(url, "a@b", "p4ssword")()
 elif call == "disconnect":
     chat.start_chat("support")
     chat.disconnect()
