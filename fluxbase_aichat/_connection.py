@@ -90,7 +90,7 @@ class Connection:
         self._waker = Waker()
         # Guards the eight below. It is never taken twice: it is asked whether it is (`at_work`).
         self._lock = threading.RLock()
-        self.hastened = False
+        self.hastened: bool = False
         """Whether it got less time than whoever opened it has."""
         self._opening: Deadline | None = None
         self._protocol = ChatProtocol()

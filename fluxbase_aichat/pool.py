@@ -156,7 +156,8 @@ class ChatPool:
 
     def _begin(self) -> None:
         """Be empty: at first, and in the child of a fork."""
-        self._lock = threading.Lock()  # guards all below
+        # Guards all below. It is never taken twice: it is asked whether it is (`_put`).
+        self._lock = threading.RLock()
         self._idle: list[_Place] = []  # the one unused for longest first
         self._busy: set[_Place] = set()
         self._closing = 0  # connections that the janitor closes: they count until they are
@@ -363,6 +364,11 @@ class ChatPool:
 
     def _put(self, place: _Place, *, good: bool) -> None:
         """Take back a place: for the same person again if it is good, else to be closed."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
+            # The garbage collector, which may run anywhere, has just ended somebody's lease.
+            put = functools.partial(self._put, place, good=good)
+            threading.Thread(target=put, name="fluxbase-aichat-pool", daemon=True).start()
+            return
         with self._lock:
             if place not in self._busy:
                 return  # the pool was closed, or forked

@@ -877,6 +877,24 @@ def test_errors_in_the_block_are_the_callers(server) -> None:
         assert 1 == pool.stats().reused
 
 
+def test_a_lease_that_the_collector_ends_in_the_middle_of_the_pools_work(server) -> None:
+    """A generator that nobody holds any more gives its connection back, and holds up nobody."""
+    with ChatPool(server.url) as pool:
+
+        def view() -> Iterator[str]:
+            with pool.chat(user=1, token="t") as chat:
+                yield chat.ask("support", "Hi").text
+
+        running = view()
+        next(running)
+        put = Put(pool)
+        with pool._lock:
+            del running
+        put.wait()
+        put.wait()  # the second time outside
+        assert (0, 1) == (pool.stats().busy, pool.stats().idle)
+
+
 # -- lost answers -------------------------------------------------------------------------------
 
 
