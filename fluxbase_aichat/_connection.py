@@ -132,7 +132,12 @@ class Connection:
     def ready(self) -> bool:
         """Whether a request can be sent now."""
         with self._lock:
-            return self._open and self._closing is None and self._protocol.ready
+            return self._ready
+
+    @property
+    def _ready(self) -> bool:
+        living = self._open and self._closing is None and not self._aborted
+        return living and self._protocol.ready
 
     def needs_start(self, conversation_id: str, chatbot: str, namespace: str) -> bool:
         """See `ChatProtocol.needs_start`."""
@@ -150,7 +155,7 @@ class Connection:
         Raises what `ChatProtocol.send` raises for the request itself. Both change nothing.
         """
         with self._lock:
-            if not (self._open and self._closing is None and self._protocol.ready):
+            if not self._ready:
                 return False
             try:
                 self._outgoing.append((self._protocol.send(request), request))
@@ -283,8 +288,13 @@ class Connection:
         heard = (0, 0)
         while True:
             with self._lock:
-                outgoing, self._outgoing = self._outgoing, []
                 closing, aborted = self._closing, self._aborted
+                # Nothing new is begun at the end: it goes over the next connection.
+                count = len(self._outgoing)
+                if aborted:
+                    asked = [request is not None for _, request in self._outgoing]
+                    count = asked.index(True) if True in asked else count
+                outgoing, self._outgoing = self._outgoing[:count], self._outgoing[count:]
                 draining = self._protocol.cancelling
             self._write(transport, outgoing)
             if aborted:
