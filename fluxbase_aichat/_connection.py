@@ -132,12 +132,12 @@ class Connection:
     def ready(self) -> bool:
         """Whether a request can be sent now."""
         with self._lock:
-            return self._ready
+            return self._takes()
 
-    @property
-    def _ready(self) -> bool:
-        living = self._open and self._closing is None and not self._aborted
-        return living and self._protocol.ready
+    def _takes(self) -> bool:
+        # Nothing more goes into one that is about to end: it might go out, and nobody would know.
+        ending = self._aborted or self._closing is not None
+        return self._open and not ending and self._protocol.ready
 
     def needs_start(self, conversation_id: str, chatbot: str, namespace: str) -> bool:
         """See `ChatProtocol.needs_start`."""
@@ -155,7 +155,7 @@ class Connection:
         Raises what `ChatProtocol.send` raises for the request itself. Both change nothing.
         """
         with self._lock:
-            if not self._ready:
+            if not self._takes():
                 return False
             try:
                 self._outgoing.append((self._protocol.send(request), request))

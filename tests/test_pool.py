@@ -479,6 +479,7 @@ def test_what_is_no_good_is_not_lent_again(how) -> None:
                         # It has a new connection by now, and the old one is not over.
                         assert "You said: Hi" == chat.ask("support", "Hi").text
                 case "start given up":
+                    chat.connect()
                     with pytest.raises(ChatTimeoutError):
                         chat.start_chat("support", timeout=0.2)
             client = chat._lender
