@@ -288,13 +288,8 @@ class Connection:
         heard = (0, 0)
         while True:
             with self._lock:
+                outgoing, self._outgoing = self._outgoing, []
                 closing, aborted = self._closing, self._aborted
-                # Nothing new is begun at the end: it goes over the next connection.
-                count = len(self._outgoing)
-                if aborted:
-                    asked = [request is not None for _, request in self._outgoing]
-                    count = asked.index(True) if True in asked else count
-                outgoing, self._outgoing = self._outgoing[:count], self._outgoing[count:]
                 draining = self._protocol.cancelling
             self._write(transport, outgoing)
             if aborted:
