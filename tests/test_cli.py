@@ -458,7 +458,7 @@ def test_text_is_made_harmless(text: str, expected: str) -> None:
     assert expected == harmless(text)
 
 
-def test_the_servers_text_is_harmless_wherever_it_is_shown(console: Console) -> None:
+def test_s08_the_servers_text_is_harmless_wherever_it_is_shown(console: Console) -> None:
     """Words, SQL, names of columns, values: none sends the terminal a sequence."""
     evil = f"{ESCAPE}]0;owned\x07{ESCAPE}[2J"
     show(console, f"say {evil}hello\nsql SELECT '{evil}value' AS \"{evil}name\"\n---\nfail")
