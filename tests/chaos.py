@@ -40,8 +40,10 @@ from fluxbase_aichat.errors import (
 )
 
 try:
+    from conftest import join
     from relay import SWITCHES, Relay
 except ImportError:  # not by pytest, which has this folder on its path
+    from tests.conftest import join
     from tests.relay import SWITCHES, Relay
 
 __all__ = ["Chaos", "main"]
@@ -746,7 +748,7 @@ class Chaos:
         until = time.monotonic() + GRACE
         for thread in threading.enumerate():
             if thread not in threads and thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
+                join(thread, max(0.0, until - time.monotonic()))
         left = [t.name for t in threading.enumerate() if t not in threads]
         self._check(not left, f"threads are left: {left}\n{_stacks()}")
         # What was asked holds turns, and they the client.

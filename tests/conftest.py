@@ -71,13 +71,23 @@ def descriptors() -> dict[int, str]:
     return found
 
 
+def join(thread: threading.Thread, seconds: float) -> None:
+    """Wait for a thread's end, also for one that is just being started."""
+    while True:
+        try:
+            thread.join(seconds)
+        except RuntimeError:
+            continue  # it has yet to begin
+        return
+
+
 def running(before: set[threading.Thread]) -> list[threading.Thread]:
     """Return the threads that were not there before and do not end in time."""
     until = time.monotonic() + LEFT_SECONDS
     # What was started without join() knows its threads in threading.enumerate() only.
     for thread in threading.enumerate():
         if thread not in before and thread is not threading.current_thread():
-            thread.join(max(0.0, until - time.monotonic()))
+            join(thread, max(0.0, until - time.monotonic()))
     return [t for t in threading.enumerate() if t not in before and t.is_alive()]
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import descriptors
+from conftest import descriptors, join
 from helpers import Heard, client_threads, counting, run
 from servers import WAIT, Gate, Peer, RawServer, content, done
 
@@ -573,6 +573,6 @@ def test_x13_many_cycles() -> None:
         # The server's threads as well: the last connections may just be ending there.
         while left := set(threading.enumerate()) - threads:
             for thread in left:
-                thread.join(WAIT)
+                join(thread, WAIT)
                 assert not thread.is_alive()
         assert before >= len(descriptors())

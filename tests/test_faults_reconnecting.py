@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from clocks import FakeClock, Pauses, Waits
+from conftest import join
 from helpers import Heard, client_threads, counting, run
 from servers import PING, PONG, TEXT, WAIT, Gate, Gone, Peer, RawServer, content, done, error
 
@@ -424,7 +425,7 @@ def test_r05_twenty_failed_attempts(monkeypatch) -> None:
         server.peer(21)
         heard.wait_for_type("reconnecting", 20)
         for thread in [t for t in threading.enumerate() if "fluxbase-aichat-io" in t.name]:
-            thread.join(WAIT)
+            join(thread, WAIT)
         assert "lost" == chat.state
         assert 21 == server.connections
         assert list(range(1, 21)) == attempts(heard)
@@ -483,7 +484,7 @@ def test_r05_an_upgrade_is_no_good_connection(end, queue, monkeypatch) -> None:
                 turn.result()
         heard.wait_for_type("disconnected", 4)
         for thread in [t for t in threading.enumerate() if "fluxbase-aichat-io" in t.name]:
-            thread.join(WAIT)
+            join(thread, WAIT)
         assert "lost" == chat.state
         assert [1, 2, 3] == attempts(heard)
         assert 4 == server.connections

@@ -13,7 +13,7 @@ import weakref
 
 import pytest
 import websocket
-from conftest import descriptors, running
+from conftest import descriptors, join, running
 from helpers import Heard
 from scripts.process import Script
 from servers import WAIT, Gate, Peer, RawServer, content, done, frame
@@ -52,7 +52,7 @@ def gone(thing: weakref.ref) -> bool:
     # One of them may just be starting another.
     while left := list(filter(ours, threading.enumerate())):
         for thread in left:
-            thread.join(WAIT)
+            join(thread, WAIT)
             assert not thread.is_alive()
     gc.collect()
     return thing() is None
@@ -363,7 +363,7 @@ def test_x13_500_connections() -> None:
                 failed += 1
             chat.disconnect()
     for thread in set(threading.enumerate()) - threads:
-        thread.join(WAIT)  # of a connection that has ended by itself, just before
+        join(thread, WAIT)  # of a connection that has ended by itself, just before
     assert threads == set(threading.enumerate())
     assert files == len(descriptors())
     assert 250 == failed
