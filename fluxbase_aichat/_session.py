@@ -280,7 +280,7 @@ class Session:
         ends the callback thread; where there is no connection, that was told to end before.
         """
         self._abandoned = "the interpreter is shutting down"
-        connections = [*self._draining, *([self._current] if self._current else [])]
+        connections = self._connections()
         for connection in connections:
             connection.abandon()
         return connections
@@ -294,7 +294,7 @@ class Session:
             "the process was forked: this belongs to the parent", hint="the next call connects"
         )
         entries = self._unfinished()
-        for connection in [*self._draining, *([self._current] if self._current else [])]:
+        for connection in self._connections():
             connection.after_fork()
         self._telling.dispatcher.after_fork()
         opening = self._opening
@@ -322,8 +322,8 @@ class Session:
             entries = self._unfinished()
             self._queue.clear()
             self._on_wire = None
+            connections = self._connections()
             current, self._current = self._current, None
-            connections = [*([current] if current else []), *self._draining]
             self._draining.clear()
             # Before the waits end: what they wake must find the connection closing.
             for connection in connections:
@@ -405,6 +405,10 @@ class Session:
     def _check_not_abandoned(self) -> None:
         if self._abandoned:
             raise NotConnectedError(self._abandoned, sent=False)
+
+    def _connections(self) -> list[Connection]:
+        """Return all that there are, the current one first. Takes no lock."""
+        return [*([self._current] if self._current else []), *self._draining]
 
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]

@@ -36,7 +36,7 @@ from .errors import (
     RemoteProtocolError,
 )
 from .login import PasswordLogin, RefreshToken
-from .results import Quota
+from .results import Quota, read_quota
 from .stored import Chatbot, ConversationPage, ConversationSummary, StoredConversation
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class FluxbaseAI:
             method="GET",
             path="/ai/chatbots/{}/usage",
             id=check_name("chatbot_id", chatbot_id, what="a chatbot's id"),
-            read=stored.read_quota,
+            read=read_quota,
             again=True,
         )
         try:

@@ -37,6 +37,8 @@ __all__ = [
     "Status",
     "ToolOutput",
     "Usage",
+    "read_quota",
+    "read_usage",
 ]
 
 Status: TypeAlias = Literal["ok", "empty", "failed", "rejected", "unknown"]
@@ -376,13 +378,13 @@ class Reply:
             values,
             text=_plain.text,
             segments=_plain.many(_plain.text),
-            usage=_usage_from_dict,
+            usage=read_usage,
             query_results=results,  # before the tools, which refer to them
             tool_results=_plain.many(lambda tool: _tool_from_dict(tool, query_results)),
             conversation_id=_plain.text,
             chatbot=_plain.text,
             matched_intent_rules=_plain.many(_rule_from_dict),
-            daily_quota=_quota_from_dict,
+            daily_quota=read_quota,
             duration=_plain.seconds,
             time_to_first_content=_plain.seconds,
         )
@@ -458,7 +460,8 @@ def _tool_to_dict(output: ToolOutput, query_results: Sequence[QueryResult]) -> d
     }
 
 
-def _usage_from_dict(values: Any) -> Usage:
+def read_usage(values: Any) -> Usage:
+    """Read what an answer has used; raise `ConfigurationError` for what is none."""
     return _plain.build(
         Usage,
         values,
@@ -481,13 +484,14 @@ def _rule_from_dict(values: Any) -> IntentRule:
     )
 
 
-def _counter_from_dict(values: Any) -> QuotaCounter:
+def _read_counter(values: Any) -> QuotaCounter:
     return _plain.build(QuotaCounter, values, used=_plain.count, limit=_plain.count)
 
 
-def _quota_from_dict(values: Any) -> Quota:
+def read_quota(values: Any) -> Quota:
+    """Read what is used of the daily limits; raise `ConfigurationError` for what is none."""
     return _plain.build(
-        Quota, values, requests=_counter_from_dict, tokens=_counter_from_dict, resets_at=_plain.text
+        Quota, values, requests=_read_counter, tokens=_read_counter, resets_at=_plain.text
     )
 
 

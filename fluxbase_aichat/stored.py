@@ -13,7 +13,7 @@ import attrs
 
 from . import _plain
 from .errors import ConfigurationError, RemoteProtocolError
-from .results import QueryResult, Quota, QuotaCounter, Usage
+from .results import QueryResult, Usage, read_usage
 
 __all__ = [
     "Chatbot",
@@ -26,7 +26,6 @@ __all__ = [
     "read_chatbots",
     "read_conversation",
     "read_page",
-    "read_quota",
 ]
 
 T = TypeVar("T")
@@ -154,11 +153,6 @@ def _build(cls: type[T], values: Any, **readers: Callable[[Any], Any]) -> T:
     return attrs.evolve(_plain.build(cls, values, **readers), raw=values)  # type: ignore[misc]
 
 
-def _usage(values: Any) -> Usage:
-    counts = dict.fromkeys(attrs.fields_dict(Usage), _plain.count)
-    return _plain.build(Usage, values, **counts)
-
-
 def _result(values: Any) -> QueryResult:
     return _plain.build(
         QueryResult,
@@ -180,7 +174,7 @@ def _message(values: Any) -> StoredMessage:
         content=_plain.text,
         timestamp=_time,
         query_results=_plain.many(_result),
-        usage=_usage,
+        usage=read_usage,
     )
 
 
@@ -249,12 +243,3 @@ def read_conversation(values: Any) -> StoredConversation:
         updated_at=_time,
         messages=_plain.many(_message),
     )
-
-
-def _counter(values: Any) -> QuotaCounter:
-    return _plain.build(QuotaCounter, values, used=_plain.count, limit=_plain.count)
-
-
-def read_quota(values: Any) -> Quota:
-    """Read what is used of the daily limits."""
-    return _plain.build(Quota, values, requests=_counter, tokens=_counter, resets_at=_plain.text)

@@ -6,11 +6,12 @@ import contextvars
 import json
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from clocks import FakeClock
-from helpers import Heard, LockOrder, run
+from helpers import Heard, LockOrder, run, spy
 from servers import PING, PONG, WAIT, Gate, Peer, RawServer, content, done, error
 
 from fluxbase_aichat import FluxbaseAIChat, Limits, Timeouts
@@ -205,6 +206,12 @@ def flooding(total: int, size: int, sent: Gate) -> Any:
     return script
 
 
+def when_pausing(chat: FluxbaseAIChat, tell: Callable[[], object]) -> None:
+    """Have `tell` called each time that the client finds that reading has to pause."""
+    session = chat._session
+    spy(session, "paused", lambda: session._paused and tell())
+
+
 class Blocking:
     """An `on_content` that waits at a gate, and remembers."""
 
@@ -257,21 +264,12 @@ def test_k03_reading_pauses(resumed_by) -> None:
             limits=Limits(backlog_bytes=limit),
         ) as chat,
     ):
-        session = chat._session
-        asks = session.paused
-
-        def noting() -> bool:
-            value = asks()
-            if value:
-                paused.open()
-            return value
-
-        session.paused = noting  # type: ignore[method-assign]
+        when_pausing(chat, paused.open)
         turn = chat.conversation("support").send("Hi")
         slow.entered.wait()
         paused.wait()
         # Bounded: the limit, and what one more read of the socket has brought.
-        assert limit < session._telling.backlog < limit + 1_000_000
+        assert limit < chat._session._telling.backlog < limit + 1_000_000
         assert len(turn.text) < 2_000_000
         assert not turn.done
         assert not sent.is_open
@@ -291,7 +289,7 @@ def test_k03_reading_pauses(resumed_by) -> None:
             assert waiting.result(20)
         slow.over.open()
         assert turn.wait(20)
-        assert 0 == session._telling.backlog
+        assert 0 == chat._session._telling.backlog
         numbers = "".join(slow.deltas).split()
         assert [str(n) for n in range(total)] == numbers
     assert [] == heard.items
@@ -318,26 +316,17 @@ def test_k03_reading_pauses_for_what_is_nobodys() -> None:
 
     with RawServer(script) as server:
         chat = FluxbaseAIChat(server.url, on_event=on_event, limits=Limits(backlog_bytes=limit))
-        session = chat._session
-        asks = session.paused
-
-        def noting() -> bool:
-            value = asks()
-            if value:
-                paused.open()
-            return value
-
-        session.paused = noting  # type: ignore[method-assign]
+        when_pausing(chat, paused.open)
         with chat:
             entered.wait()
             paused.wait()
-            assert limit < session._telling.backlog < limit + 1_000_000
+            assert limit < chat._session._telling.backlog < limit + 1_000_000
             over.open()
             sent.wait(20)
             assert "You said: Hi" == chat.ask("support", "Hi").text
             assert chat.wait_idle(20)
             assert [f"c-{n}" for n in range(total)] == seen[:total]
-            assert 0 == session._telling.backlog
+            assert 0 == chat._session._telling.backlog
 
 
 def test_k03_a_pause_is_no_silence() -> None:
@@ -352,16 +341,7 @@ def test_k03_a_pause_is_no_silence() -> None:
             limits=Limits(backlog_bytes=limit),
         )
         clock = FakeClock().drive(chat)
-        session = chat._session
-        asks = session.paused
-
-        def noting() -> bool:
-            value = asks()
-            if value:
-                paused.release()
-            return value
-
-        session.paused = noting  # type: ignore[method-assign]
+        when_pausing(chat, paused.release)
         with chat:
             turn = chat.conversation("support").send("Hi")
             for _ in range(5):
@@ -394,19 +374,10 @@ def test_k03_a_pause_is_no_late_start() -> None:
             limits=Limits(backlog_bytes=100_000),
         )
         clock = FakeClock().drive(chat)
-        session = chat._session
-        asks = session.paused
-
-        def noting() -> bool:
-            value = asks()
-            if value:
-                paused.release()
-            return value
-
         with chat:
             assert total * size == len(chat.ask("support", "Hi").text)
             slow.entered.wait()
-            session.paused = noting  # type: ignore[method-assign]
+            when_pausing(chat, paused.release)
             turn = chat.conversation("support").send("Hi")
             for _ in range(5):
                 assert paused.acquire(timeout=WAIT)
@@ -425,16 +396,7 @@ def test_k03_a_cancelled_turn_drains_meanwhile() -> None:
         RawServer(flooding(total, size, sent), Peer.serve) as server,
         FluxbaseAIChat(server.url, on_content=slow, limits=Limits(backlog_bytes=limit)) as chat,
     ):
-        session = chat._session
-        asks = session.paused
-
-        def noting() -> bool:
-            value = asks()
-            if value:
-                paused.open()
-            return value
-
-        session.paused = noting  # type: ignore[method-assign]
+        when_pausing(chat, paused.open)
         turn = chat.conversation("support").send("Hi")
         slow.entered.wait()
         paused.wait()
