@@ -1,0 +1,83 @@
+"""The settings of Sphinx. `python -m docs` builds the pages."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version as version_of
+from typing import Any, Final
+
+project = "fluxbase_aichat"
+author = "the maintainers of fluxbase_aichat"
+project_copyright = "MIT licence"
+release = version = version_of("fluxbase-aichat")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"fluxbase_aichat {release}"
+html_copy_source = False
+# What the pages show is theirs: nothing is loaded from elsewhere.
+html_theme_options = {"light_css_variables": {}, "navigation_with_keys": True}
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_use_rtype = False
+
+_SECTION: Final = re.compile(r"(Args|Raises|Returns|Yields):$")
+
+
+def as_restructured_text(lines: list[str]) -> list[str]:
+    """Return a docstring, which is written in Markdown's manner, as Sphinx reads it.
+
+    Single backticks are code, stars are stars, and an indented paragraph is an example.
+    """
+    result: list[str] = []
+    in_section = False
+    for number, line in enumerate(lines):
+        bare = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if bare and indent == 0:
+            in_section = _SECTION.match(bare) is not None
+        before = lines[number - 1].strip() if number else ""
+        if bare and not before and indent and not in_section and not _inside(lines, number):
+            result += ["::", ""]
+        if indent and not in_section:
+            result.append(line)
+            continue
+        # Odd parts are code.
+        parts = line.split("`")
+        for i, part in enumerate(parts):
+            if i % 2 == 0 and not (in_section and bare.startswith("*")):
+                parts[i] = part.replace("*", r"\*")
+        result.append("``".join(parts))
+    return result
+
+
+def _inside(lines: list[str], number: int) -> bool:
+    """Whether an indented line goes on with an example, or with an item of a list."""
+    for line in reversed(lines[:number]):
+        if line.strip():
+            return line.startswith(" ")
+    return False
+
+
+def _docstring(
+    app: Any,  # noqa: ARG001 - as Sphinx calls it
+    what: str,
+    name: str,  # noqa: ARG001
+    obj: Any,  # noqa: ARG001
+    options: Any,  # noqa: ARG001
+    lines: list[str],
+) -> None:
+    # What a module is for its developers, its page says to users.
+    lines[:] = [] if what == "module" else as_restructured_text(lines)
+
+
+def setup(app: Any) -> None:
+    """Have docstrings rewritten before napoleon reads them."""
+    app.connect("autodoc-process-docstring", _docstring, priority=100)
