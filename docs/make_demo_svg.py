@@ -3,7 +3,6 @@
 python docs/make_demo_svg.py
 """
 
-
 from __future__ import annotations
 
 import io

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from fluxbase_aichat import events
-from fluxbase_aichat._protocol import OTHERS, RULES, ChatProtocol, Message, Rule, Start
+from fluxbase_aichat._protocol import ChatProtocol, Message, Rule, Start
 from fluxbase_aichat._wire import Malformed
 
 PICTURE = Path(__file__).with_name("protocol.svg")
@@ -31,6 +31,17 @@ _PLACES: Final = {
 _WIDTH, _HEIGHT = 840, 480
 _RADIUS_X, _RADIUS_Y = 66, 26
 _LINE: Final = 15
+_LOOKS: Final = """\
+<style>
+text { font: 13px sans-serif; text-anchor: middle; fill: #222 }
+.state { font-weight: bold }
+.label { paint-order: stroke; stroke: #fff; stroke-width: 5px }
+path { fill: none; stroke: #666; stroke-width: 1.5; marker-end: url(#tip) }
+ellipse { fill: #e8f0fb; stroke: #3465a4; stroke-width: 1.5 }
+</style>
+<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8"
+ orient="auto"><path d="M0 0L8 4L0 8z" style="fill: #666; stroke: none; marker-end: none"/></marker>
+</defs>"""
 
 
 def main() -> None:
@@ -85,13 +96,13 @@ def _state(machine: ChatProtocol) -> str:
 
 def _steps() -> dict[str, Step]:
     """Return all that can happen: what is sent, each kind of message, and the end."""
-    received = {_name(kind): _receive(kind, rule) for kind, rule in RULES.items()}
+    received = {_name(kind): _receive(kind, rule) for kind, rule in ChatProtocol.RULES.items()}
     return {
         "send start_chat": _start,
         "send message": _message,
         "send cancel": _cancel,
         **received,
-        "content, progress, …": _receive(events.Content, OTHERS),
+        "content, progress, …": _receive(events.Content, ChatProtocol.OTHERS),
         "the end of the stream": _end,
     }
 
@@ -135,13 +146,7 @@ def svg() -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">',
         "<title>The states of one connection</title>",
-        "<style>text{font:13px sans-serif;text-anchor:middle;fill:#222}"
-        ".state{font-weight:bold}.label{paint-order:stroke;stroke:#fff;stroke-width:5px}"
-        "path{fill:none;stroke:#666;stroke-width:1.5;marker-end:url(#tip)}"
-        "ellipse{fill:#e8f0fb;stroke:#3465a4;stroke-width:1.5}</style>",
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
-        'markerHeight="8" orient="auto"><path d="M0 0L8 4L0 8z" '
-        'style="fill:#666;stroke:none;marker-end:none"/></marker></defs>',
+        _LOOKS,
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
     ]
     labels = []
@@ -166,7 +171,8 @@ def _label(x: float, y: float, names: list[str]) -> list[str]:
 def _loop(state: str) -> tuple[str, float, float]:
     x, y = _PLACES[state]
     low = y + _RADIUS_Y
-    return f"M{x - 25} {low - 2}C{x - 50} {low + 55} {x + 50} {low + 55} {x + 25} {low - 1}", x, low + 50
+    path = f"M{x - 25} {low - 2}C{x - 50} {low + 55} {x + 50} {low + 55} {x + 25} {low - 1}"
+    return path, x, low + 50
 
 
 def _arrow(

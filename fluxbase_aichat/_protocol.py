@@ -2,7 +2,7 @@
 
 Everything that decides whose answer a message is stands here. The server reads the next frame
 of a connection only when it has finished the one before, and answers in request order
-(PROTOCOL 4.1), so a queue of unanswered requests says it all (`RULES`):
+(PROTOCOL 4.1), so a queue of unanswered requests says it all (`ChatProtocol.RULES`):
 
     what arrives                 whose it is                                        ends it
     chat_started                 the oldest unanswered request, if it is a start    yes
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import attrs
 
@@ -33,17 +33,7 @@ from . import errors, events
 from ._wire import Item, Malformed, encode_cancel, encode_message, encode_start
 from .errors import FluxbaseChatError, IdentityConflictError, LocalProtocolError
 
-__all__ = [
-    "OTHERS",
-    "RULES",
-    "ChatProtocol",
-    "Delivery",
-    "Message",
-    "Request",
-    "Rule",
-    "Start",
-    "error_of",
-]
+__all__ = ["ChatProtocol", "Delivery", "Message", "Request", "Rule", "Start", "error_of"]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -92,6 +82,15 @@ class Delivery:
     """`None`: nobody's."""
     final: bool
     """Whether it ends the request."""
+
+
+@attrs.frozen
+class Rule:
+    """Whose answer a kind of message is, whether it ends the request, and the connection."""
+
+    whose: Callable[[Any, Any], Request | None]
+    ends: bool = False
+    breaks: bool = False
 
 
 class ChatProtocol:
@@ -209,7 +208,7 @@ class ChatProtocol:
         return lost
 
     def _whose(self, item: Item) -> tuple[Request | None, bool]:
-        rule = RULES.get(type(item), OTHERS)
+        rule = self.RULES.get(type(item), self.OTHERS)
         if rule.breaks:
             self._over = True
         return rule.whose(self, item), rule.ends
@@ -228,6 +227,16 @@ class ChatProtocol:
         if not item.conversation_id:
             return self.unanswered
         return self._turn(item.conversation_id) or self._resuming(item.conversation_id)
+
+    # The table above. docs/make_protocol_svg.py draws the machine from it.
+    RULES: ClassVar[dict[type, Rule]] = {
+        events.ChatStarted: Rule(_oldest_start, ends=True),
+        events.Done: Rule(_named, ends=True),
+        events.Cancelled: Rule(_named, ends=True),
+        events.ErrorEvent: Rule(_failed, ends=True),
+        Malformed: Rule(_oldest, ends=True, breaks=True),
+    }
+    OTHERS: ClassVar[Rule] = Rule(_named)
 
     def _turn(self, conversation_id: str) -> Message | None:
         for request in self._unanswered:
@@ -249,26 +258,6 @@ class ChatProtocol:
             self._identity = (request.impersonate_user_id,)
         elif isinstance(item, events.ErrorEvent) and item.code == "NO_SESSION":
             self._started.discard(request.conversation_id or "")
-
-
-@attrs.frozen
-class Rule:
-    """Whose answer a kind of message is, whether it ends the request, and the connection."""
-
-    whose: Callable[[ChatProtocol, Any], Request | None]
-    ends: bool = False
-    breaks: bool = False
-
-
-# The table above. docs/make_protocol_svg.py draws the machine from it.
-RULES: Final[dict[type, Rule]] = {
-    events.ChatStarted: Rule(ChatProtocol._oldest_start, ends=True),
-    events.Done: Rule(ChatProtocol._named, ends=True),
-    events.Cancelled: Rule(ChatProtocol._named, ends=True),
-    events.ErrorEvent: Rule(ChatProtocol._failed, ends=True),
-    Malformed: Rule(ChatProtocol._oldest, ends=True, breaks=True),
-}
-OTHERS: Final = Rule(ChatProtocol._named)
 
 
 # The class for each code of the server; every other code is a plain ServerError.

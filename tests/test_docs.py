@@ -126,7 +126,8 @@ def test_the_celery_page_reports(
 def test_every_public_name_is_in_the_reference() -> None:
     """What can be imported from the package has its entry."""
     reference = "\n".join(text for name, text in TEXTS.items() if name.startswith("api/"))
-    entries = set(re.findall(r"^\.\. auto(?:class|function|data|exception):: (\w+)", reference, re.M))
+    directive = r"^\.\. (?:auto(?:class|function|exception)|py:data):: (\w+)"
+    entries = set(re.findall(directive, reference, re.MULTILINE))
     wanted = set(fluxbase_aichat.__all__) - {"errors", "events", "load_ipython_extension"}
     assert set() == wanted - entries
     assert set() == set(events.__all__) - entries
@@ -150,7 +151,7 @@ def test_the_page_for_javascript_has_every_option_and_method() -> None:
 def test_the_defaults_in_the_page_for_javascript_are_those_of_the_code() -> None:
     """A number in its table of options is the parameter's."""
     signature = inspect.signature(FluxbaseAIChat).parameters
-    rows = re.findall(r"^\| `\w+` \| `(\w+)` \| `([\d.]+)`", TEXTS["from_javascript"], re.M)
+    rows = re.findall(r"^\| `\w+` \| `(\w+)` \| `([\d.]+)`", TEXTS["from_javascript"], re.MULTILINE)
     assert {"reconnect_attempts", "reconnect_delay"} <= {name for name, _ in rows}
     for name, number in rows:
         assert float(number) == float(signature[name].default)
