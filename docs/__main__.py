@@ -1,6 +1,8 @@
-"""Builds the documentation into build/docs, with every warning an error.
+"""Builds the documentation, with every warning an error.
 
-python -m docs
+python -m docs [FOLDER]
+
+The folder is build/docs by default.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ TARGET = SOURCE.parent / "build" / "docs"
 
 def main() -> int:
     """Build the pages and say where they are."""
-    options = ["-b", "html", "--fail-on-warning", "--keep-going", "--quiet"]
-    code = build_main([*options, *sys.argv[1:], str(SOURCE), str(TARGET)])
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
+    # All anew: what a build before has warned of, Sphinx does not say again.
+    options = ["-b", "html", "--fail-on-warning", "--keep-going", "--quiet", "--fresh-env"]
+    code = build_main([*options, "--write-all", str(SOURCE), str(target)])
     if code == 0:
-        sys.stdout.write(f"{TARGET / 'index.html'}\n")
+        sys.stdout.write(f"{target / 'index.html'}\n")
     return code
 
 
