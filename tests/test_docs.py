@@ -18,7 +18,7 @@ import pytest
 from pages import ROOT
 
 import fluxbase_aichat
-from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, _dispatch, events
+from fluxbase_aichat import ChatPool, FluxbaseAI, FluxbaseAIChat, _dispatch, events
 from fluxbase_aichat._protocol import ChatProtocol
 from fluxbase_aichat._wire import Malformed
 from fluxbase_aichat.devserver import DevServer
@@ -165,6 +165,15 @@ def test_the_defaults_in_the_page_for_javascript_are_those_of_the_code() -> None
     assert {"reconnect_attempts", "reconnect_delay"} <= {name for name, _ in rows}
     for name, number in rows:
         assert float(number) == float(signature[name].default)
+
+
+def test_the_defaults_of_the_pool_are_those_of_the_code() -> None:
+    """The seconds that the page on Flask names."""
+    told = re.findall(r"`(\w+)`\s+seconds\s+\((\d+)\s+by\s+default\)", TEXTS["howto/flask"])
+    defaults = inspect.signature(ChatPool).parameters
+    assert {name: defaults[name].default for name in ("idle", "acquire_timeout")} == {
+        name: float(seconds) for name, seconds in told
+    }
 
 
 def test_links_lead_to_pages_and_their_headings() -> None:
