@@ -6,6 +6,10 @@ import re
 from importlib.metadata import version as version_of
 from typing import Any, Final
 
+import click
+
+from fluxbase_aichat.cli._app import app as cli
+
 project = "fluxbase_aichat"
 author = "the maintainers of fluxbase_aichat"
 project_copyright = "MIT licence"
@@ -78,6 +82,23 @@ def _docstring(
     lines[:] = [] if what == "module" else as_restructured_text(lines)
 
 
+def help_of_commands() -> str:
+    """Return what each command of the command line says to `--help`, as a part of a page."""
+    parts = []
+    for name, command in cli.commands.items():
+        context = click.Context(
+            command, info_name=f"fluxbase-aichat {name}", max_content_width=90, terminal_width=90
+        )
+        parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(parts)
+
+
+def _source(app: Any, name: str, source: list[str]) -> None:  # noqa: ARG001 - as Sphinx calls it
+    if name == "command_line":
+        source[0] = source[0].replace("<!-- the commands -->", help_of_commands())
+
+
 def setup(app: Any) -> None:
-    """Have docstrings rewritten before napoleon reads them."""
+    """Have docstrings rewritten before napoleon reads them, and the commands' help put in."""
     app.connect("autodoc-process-docstring", _docstring, priority=100)
+    app.connect("source-read", _source)

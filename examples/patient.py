@@ -37,7 +37,8 @@ def ask_patiently(chat: FluxbaseAIChat, chatbot: str, question: str) -> Reply:
             # The server goes on, and a chatbot that keeps its conversations keeps the answer.
             try:
                 if error.sent is not False and error.turn is not None:
-                    return error.turn.recover(timeout=60)
+                    recovered: Reply = error.turn.recover(timeout=60)
+                    return recovered
             except RecoveryError as failure:
                 print(f"not recovered: {failure.reason}", file=sys.stderr)
             failed: FluxbaseChatError = error
