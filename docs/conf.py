@@ -21,10 +21,8 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"fluxbase_aichat {release}"
 html_copy_source = False
-# What the pages show is theirs: nothing is loaded from elsewhere.
-html_theme_options = {"light_css_variables": {}, "navigation_with_keys": True}
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
