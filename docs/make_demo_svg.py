@@ -3,7 +3,6 @@
 python docs/make_demo_svg.py
 """
 
-# ruff: noqa: INP001 - a script
 from __future__ import annotations
 
 import io

@@ -2,7 +2,7 @@
 
 Everything that decides whose answer a message is stands here. The server reads the next frame
 of a connection only when it has finished the one before, and answers in request order
-(PROTOCOL 4.1), so a queue of unanswered requests says it all:
+(PROTOCOL 4.1), so a queue of unanswered requests says it all (`ChatProtocol.RULES`):
 
     what arrives                 whose it is                                        ends it
     chat_started                 the oldest unanswered request, if it is a start    yes
@@ -24,8 +24,8 @@ any more: its answer still moves the state, and is handed on only to say that it
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import attrs
 
@@ -33,7 +33,7 @@ from . import errors, events
 from ._wire import Item, Malformed, encode_cancel, encode_message, encode_start
 from .errors import FluxbaseChatError, IdentityConflictError, LocalProtocolError
 
-__all__ = ["ChatProtocol", "Delivery", "Message", "Request", "Start", "error_of"]
+__all__ = ["ChatProtocol", "Delivery", "Message", "Request", "Rule", "Start", "error_of"]
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -84,6 +84,15 @@ class Delivery:
     """Whether it ends the request."""
 
 
+@attrs.frozen
+class Rule:
+    """Whose answer a kind of message is, whether it ends the request, and the connection."""
+
+    whose: Callable[[Any, Any], Request | None]
+    ends: bool = False
+    breaks: bool = False
+
+
 class ChatProtocol:
     """One connection. Not thread-safe: its owner holds a lock round every call.
 
@@ -115,6 +124,11 @@ class ChatProtocol:
     def cancelling(self) -> bool:
         """Whether a `cancel` was written: the server will end the connection (PROTOCOL 4.6)."""
         return self._cancelling
+
+    @property
+    def over(self) -> bool:
+        """Whether the stream has ended, or what came on it cannot be read."""
+        return self._over
 
     def needs_start(self, conversation_id: str, chatbot: str, namespace: str) -> bool:
         """Whether the conversation must be started (again) before its next message.
@@ -194,19 +208,35 @@ class ChatProtocol:
         return lost
 
     def _whose(self, item: Item) -> tuple[Request | None, bool]:
-        if isinstance(item, Malformed):
+        rule = self.RULES.get(type(item), self.OTHERS)
+        if rule.breaks:
             self._over = True
-            return self.unanswered, True
-        if isinstance(item, events.ChatStarted):
-            oldest = self.unanswered
-            return (oldest if isinstance(oldest, Start) else None), True
-        if isinstance(item, events.ErrorEvent):
-            if not item.conversation_id:
-                return self.unanswered, True
-            turn = self._turn(item.conversation_id)
-            return (turn or self._resuming(item.conversation_id)), True
-        final = isinstance(item, (events.Done, events.Cancelled))
-        return self._turn(item.conversation_id), final
+        return rule.whose(self, item), rule.ends
+
+    def _oldest(self, _: Item) -> Request | None:
+        return self.unanswered
+
+    def _oldest_start(self, _: Item) -> Request | None:
+        oldest = self.unanswered
+        return oldest if isinstance(oldest, Start) else None
+
+    def _named(self, item: Any) -> Request | None:
+        return self._turn(item.conversation_id)
+
+    def _failed(self, item: Any) -> Request | None:
+        if not item.conversation_id:
+            return self.unanswered
+        return self._turn(item.conversation_id) or self._resuming(item.conversation_id)
+
+    # The table above. docs/make_protocol_svg.py draws the machine from it.
+    RULES: ClassVar[dict[type, Rule]] = {
+        events.ChatStarted: Rule(_oldest_start, ends=True),
+        events.Done: Rule(_named, ends=True),
+        events.Cancelled: Rule(_named, ends=True),
+        events.ErrorEvent: Rule(_failed, ends=True),
+        Malformed: Rule(_oldest, ends=True, breaks=True),
+    }
+    OTHERS: ClassVar[Rule] = Rule(_named)
 
     def _turn(self, conversation_id: str) -> Message | None:
         for request in self._unanswered:

@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import attrs
+import pages
 import pytest
+from pages import ROOT
 
 import fluxbase_aichat
 from fluxbase_aichat import FluxbaseAIChat
 from fluxbase_aichat.devserver import DevServer
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's blocks of a language."""
-    found = re.finditer(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [match[1] for match in found]
-
-
 PROMISES = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-BLOCKS = blocks("python")
-COMMANDS = blocks("sh")
-
-# What stands in the README for the reader's own, the longer one first.
-URL = '"ws://localhost:8080/ai/ws"'
-TOKENS = ('"my-jwt-token"', '"my-jwt"')
+BLOCKS = pages.blocks("python", README)
+COMMANDS = pages.blocks("sh", README)
 
 
 def run(block: str, server: DevServer) -> dict[str, Any]:
     """Run a block as a reader with a server, a token and an open `chat`; return its names."""
-    # Numbered as in the README, so that a traceback shows the line to mend.
-    block = "\n" * README[: README.index(block)].count("\n") + block
-    block = block.replace(URL, repr(server.ws_url))
-    for token in TOKENS:
-        block = block.replace(token, repr(server.token()))
-    code = compile(block, "README.md", "exec")
     with FluxbaseAIChat(server.ws_url, token=server.token) as chat:
         names: dict[str, Any] = {"chat": chat}
-        exec(code, names)  # noqa: S102 - our own README
+        pages.run(block, ROOT / "README.md", server, names)
     return names
 
 

@@ -1,0 +1,1 @@
+"""The documentation. `python -m docs` builds it; nothing here is installed."""
