@@ -1,0 +1,40 @@
+"""Django's settings, from the variables that `examples.chat_page.settings` names."""
+
+import os
+from typing import Any
+
+from examples.chat_page.settings import Settings
+
+CHAT = Settings.from_env()
+
+SECRET_KEY = CHAT.secret_key
+ALLOWED_HOSTS = os.environ.get("CHAT_HOSTS", "localhost,127.0.0.1").split(",")
+ROOT_URLCONF = "examples.django_app.urls"
+WSGI_APPLICATION = "examples.django_app.wsgi.application"
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "examples.django_app.middleware.Problems",
+]
+CSRF_FAILURE_VIEW = "examples.django_app.views.no_csrf"
+
+# Tokens and conversation ids stay in files on the server; the cookie has a random key.
+SESSION_ENGINE = "django.contrib.sessions.backends.file"
+SESSION_FILE_PATH = str(CHAT.data)
+SESSION_COOKIE_AGE = 24 * 3600
+
+DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
+USE_I18N = False
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {
+        "chat": {"handlers": ["console"], "level": "WARNING"},
+        # It tells each 4xx and 5xx again.
+        "django.request": {"handlers": ["console"], "level": "CRITICAL"},
+    },
+}
