@@ -8,7 +8,14 @@ from collections.abc import Callable
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from examples.chat_page.service import CONTENT_POLICY, BadInputError, log, problem
+from examples.chat_page.service import (
+    CONTENT_POLICY,
+    BadInputError,
+    SignedOutError,
+    log,
+    problem,
+)
+from fluxbase_aichat import FluxbaseChatError
 
 __all__ = ["Problems"]
 
@@ -28,10 +35,12 @@ class Problems:
         response.headers.setdefault("Cache-Control", "no-store")
         return response
 
-    def process_exception(self, request: HttpRequest, error: Exception) -> JsonResponse:
-        """Answer for a view that has raised."""
+    def process_exception(self, request: HttpRequest, error: Exception) -> JsonResponse | None:
+        """Answer for a view that has raised; what is a mistake of ours stays Django's."""
         if isinstance(error, RequestDataTooBig):
             error = BadInputError("The request is too large.")
+        if not isinstance(error, BadInputError | SignedOutError | FluxbaseChatError):
+            return None
         log(_log, f"{request.method} {request.path}", error)
         found = problem(error)
         return JsonResponse({"error": found.message}, status=found.status, headers=found.headers)

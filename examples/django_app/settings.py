@@ -12,12 +12,12 @@ ALLOWED_HOSTS = os.environ.get("CHAT_HOSTS", "localhost,127.0.0.1").split(",")
 ROOT_URLCONF = "examples.django_app.urls"
 WSGI_APPLICATION = "examples.django_app.wsgi.application"
 MIDDLEWARE = [
+    "examples.django_app.middleware.Problems",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "examples.django_app.middleware.Problems",
 ]
 CSRF_FAILURE_VIEW = "examples.django_app.views.no_csrf"
 
@@ -31,10 +31,16 @@ USE_I18N = False
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
+    "filters": {
+        "ours": {
+            "()": "django.utils.log.CallbackFilter",
+            "callback": lambda record: record.exc_info is not None,
+        }
+    },
     "handlers": {"console": {"class": "logging.StreamHandler"}},
     "loggers": {
         "chat": {"handlers": ["console"], "level": "WARNING"},
-        # It tells each 4xx and 5xx again.
-        "django.request": {"handlers": ["console"], "level": "CRITICAL"},
+        # Of it only what is a mistake of ours: that has a traceback, and the status 500.
+        "django.request": {"handlers": ["console"], "level": "ERROR", "filters": ["ours"]},
     },
 }

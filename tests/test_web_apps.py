@@ -1,0 +1,223 @@
+"""The web applications in examples/, preloaded by gunicorn, over real HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from browsers import HttpBrowser
+from scripts.process import Script
+from servers import WAIT
+
+from fluxbase_aichat.devserver import DevServer
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
+
+QUESTION = "Show me the top 3 users by order count"
+SIGN_IN = "You are not signed in, or not any more. Please sign in."
+DOWN = "The chat server cannot be reached. Please try again later."
+
+
+class Site:
+    """An application under gunicorn, and the dev server that it asks."""
+
+    def __init__(self, server: DevServer, script: Script) -> None:
+        self.server = server
+        self._script = script
+        self.port = int(script.line())
+
+    def browser(self, name: str = "ann") -> HttpBrowser:
+        """Return a browser whose user has signed in."""
+        browser = HttpBrowser(self.port)
+        browser.sign_in(name)
+        return browser
+
+    def end(self) -> str:
+        """End it, and return its log."""
+        self._script.terminate()
+        status, out, err = self._script.end()
+        assert (0, "") == (status, out)
+        return err
+
+
+Open = Callable[..., Site]
+
+
+@pytest.fixture(params=["flask_app", "django_app"])
+def name(request) -> str:
+    """Be the name of an example."""
+    pytest.importorskip(request.param.removesuffix("_app"))
+    return request.param
+
+
+@pytest.fixture
+def opened(name, tmp_path: Path) -> Iterator[Open]:
+    with ExitStack() as stack:
+
+        def open_site(worker: str, **variables: str) -> Site:
+            server = stack.enter_context(DevServer())
+            settings = {
+                "FLUXBASE_URL": server.ws_url,
+                "CHAT_SECRET_KEY": "a key for tests",
+                "CHAT_DATA": str(tmp_path),
+            }
+            chosen = [f"{key}={value}" for key, value in (settings | variables).items()]
+            script = Script("web_app.py", name, worker, *chosen)
+            return Site(server, stack.enter_context(script))
+
+        yield open_site
+
+
+def text_of(events) -> str:
+    """Return the text that has come."""
+    return "".join(data["delta"] for kind, data in events if kind == "content")
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_a_conversation(opened: Open, worker: str) -> None:
+    """Sign in, ask, see it stream, go on, load the history; the id of it all stays inside."""
+    site = opened(worker)
+    browser = site.browser()
+    answer = browser.post("/ask", {"question": QUESTION})
+    assert "text/event-stream; charset=utf-8" == answer.headers["Content-Type"]
+    events = answer.events()
+    assert "progress" == events[0][0]
+    assert "done" == events[-1][0]
+    (result,) = [data for kind, data in events if kind == "result"]
+    assert (3, ["name", "orders", "revenue"]) == (len(result["rows"]), result["columns"])
+    assert text_of(events).startswith("Let me count")
+    more = browser.post("/ask", {"question": "say <b>More</b>"}).events()
+    assert "<b>More</b>" == text_of(more)
+
+    told = browser.get("/history").read().decode()
+    history = browser.get("/history").json()
+    assert "ann@example.com" == history["user"]
+    assert [QUESTION, "say <b>More</b>"] == [
+        message["content"] for message in history["messages"] if message["role"] == "user"
+    ]
+    (table,) = history["messages"][1]["results"]
+    assert "34" == table["rows"][0]["orders"]
+
+    (used,) = {
+        sent.frame["conversation_id"]
+        for sent in site.server.received
+        if sent.frame["type"] == "message"
+    }
+    seen = f"{events}{more}{told}{browser.known()}"
+    assert used not in seen
+    assert "eyJ" not in browser.known(), "a token is in a cookie"
+
+    assert [] == HttpBrowser.get(site.browser("bob"), "/history").json()["messages"]
+    with browser.post("/new", {}) as begun:
+        assert 200 == begun.status
+    assert [] == browser.get("/history").json()["messages"]
+    browser.post("/sign-out", {}).close()
+    assert SIGN_IN == browser.get("/history").json()["error"]
+    assert "" == site.end()
+
+
+@pytest.mark.parametrize("worker", ["sync", "gthread"])
+def test_stop_needs_no_free_worker(opened: Open, worker: str) -> None:
+    """Each worker has an answer that streams; ending one request cancels that answer alone."""
+    site = opened(worker)
+    browser = site.browser()
+    first, second = [browser.post("/ask", {"question": "say One\npause 60"}) for _ in range(2)]
+    first.until("One")
+    second.until("One")
+    assert 2 == site.server.running
+    first.close()
+    assert site.server.wait_for(lambda: site.server.running == 1, WAIT), "it was not cancelled"
+    assert "Two" == text_of(browser.post("/ask", {"question": "say Two"}).events())
+    assert 1 == site.server.running
+    second.close()
+    assert site.server.wait_for(lambda: site.server.running == 0, WAIT)
+    assert "" == site.end()
+
+
+def test_failures_are_one_line(opened: Open) -> None:
+    """In the page and in the log; the next question finds everything in order."""
+    site = opened("gthread", WORKERS="1")
+    browser = site.browser()
+    question = {"question": "say Hello"}
+    site.server.faults.unauthorized = True
+    answer = browser.post("/ask", question)
+    assert (401, {"error": SIGN_IN}) == (answer.status, answer.json())
+    site.server.faults.set(unauthorized=False, status=429, retry_after=30)
+    answer = browser.post("/ask", question)
+    assert (429, "30") == (answer.status, answer.headers["Retry-After"])
+    assert "That was too much at once. Please come back in 30 seconds." == answer.json()["error"]
+    site.server.faults.clear()
+    site.server.kill()
+    for refused in (browser.post("/ask", question), HttpBrowser(site.port).post("/sign-in", BOB)):
+        assert (503, {"error": DOWN}) == (refused.status, refused.json())
+    site.server.start()
+    assert "Hello" == text_of(browser.post("/ask", question).events())
+    kind, data = browser.post("/ask", {"question": "say One\ncut"}).events()[-1]
+    assert ("error", "CONNECTION_LOST") == (kind, data["code"])
+    log = site.end().rstrip("\n").split("\n")
+    kinds = ["AuthenticationError", "RateLimitError", "ConnectError", "ConnectError"]
+    assert len(kinds) == len(log), log
+    for line, expected, path in zip(log, kinds, ["ask", "ask", "ask", "sign-in"], strict=True):
+        assert f"POST /{path}: {expected}: " in line
+
+
+BOB = {"email": "bob@example.com", "password": "bob-password"}
+
+
+def test_a_full_pool_says_so(opened: Open) -> None:
+    """A request waits no longer than it may, and its worker serves the next."""
+    site = opened("gthread", WORKERS="1", CHAT_POOL_SIZE="1", CHAT_POOL_SECONDS="0.05")
+    browser = site.browser()
+    busy = browser.post("/ask", {"question": "say One\npause 60"})
+    busy.until("One")
+    answer = browser.post("/ask", {"question": "say Two"})
+    assert (503, "5") == (answer.status, answer.headers["Retry-After"])
+    expected = "All connections are busy. Please try again in a moment."
+    assert expected == answer.json()["error"]
+    busy.close()
+    assert site.server.wait_for(lambda: site.server.running == 0, WAIT)
+    assert 200 == browser.get("/history").status
+    assert "PoolTimeoutError: no connection came free within 0.05 s" in site.end()
+
+
+def test_bad_input_is_refused(opened: Open) -> None:
+    """Each with a status and one line; nothing of it reaches the chat."""
+    site = opened("sync", WORKERS="1")
+    browser = HttpBrowser(site.port)
+    for path in ("/ask", "/new"):
+        with browser.post(path, {"question": "Hi"}) as answer:
+            assert 401 == answer.status
+    wrong = browser.post("/sign-in", BOB | {"password": "guessed"})
+    expected = "The e-mail address or the password is not right."
+    assert (400, {"error": expected}) == (wrong.status, wrong.json())
+    browser.sign_in()
+    for body, expected in (
+        (b"", "The request is no JSON object."),
+        (b"[1]", "The request is no JSON object."),
+        (b"\xff", "The request is no JSON object."),
+        (b"[" * 60_000, "The request is no JSON object."),
+        (b"{}", "Please give a question."),
+        (b'{"question": 1}', "Please give a question."),
+        (b'{"question": " "}', "Please give a question."),
+        (b'{"question": "%s"}' % (b"x" * 4001), "The question is longer than 4000 characters."),
+    ):
+        answer = browser.request("POST", "/ask", body)
+        assert (400, {"error": expected}) == (answer.status, answer.json())
+    for method, path, body, status in (
+        ("GET", "/ask", b"", {405}),
+        ("GET", "/nothing", b"", {404}),
+        ("GET", "/static/../app.py", b"", {404}),
+        ("POST", "/ask", b"x" * 70_000, {400, 413}),
+    ):
+        with browser.request(method, path, body) as answer:
+            assert answer.status in status
+    # What another site can send with the cookie: a form, and no token of ours.
+    stranger = {"Content-Type": "text/plain", "X-CSRFToken": "-"}
+    with browser.request("POST", "/new", b"{}", **stranger) as answer:
+        assert answer.status in {400, 403}
+    assert "script-src 'self'" in browser.headers["Content-Security-Policy"]
+    assert [] == site.server.received
+    assert "" == site.end()
