@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from browsers import HttpBrowser
+from browsers import CHROMIUM, Chromium, HttpBrowser
 from scripts.process import Script
 
 from fluxbase_aichat.devserver import DevServer
@@ -225,3 +225,91 @@ def test_bad_input_is_refused(opened: Open) -> None:
     assert "script-src 'self'" in browser.headers["Content-Security-Policy"]
     assert [] == site.server.received
     assert "" == site.end()
+
+
+LAST = "document.querySelector('.answer:last-child')"
+READY = "document.body.dataset.state === 'ready'"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_in_a_browser(opened: Open, tmp_path: Path) -> None:
+    """Sign in, type, watch it stream, stop, see what is no HTML, load again, see the history."""
+    site = opened("gthread")
+    with Chromium(tmp_path / "profile") as browser:
+        browser.open(f"http://127.0.0.1:{site.port}/")
+        browser.until("document.body.dataset.state === 'signed-out'")
+        assert [SIGN_IN] == browser.texts("#notice")
+        browser.type("#email", "ann@example.com")
+        browser.type("#password", "guessed\n")
+        browser.until("document.getElementById('notice').textContent.includes('not right')")
+        browser.type("#password", "ann-password\n")
+        browser.until(READY)
+
+        browser.type("#question", f"{QUESTION}\n")
+        browser.until(f"{READY} && {LAST}")
+        assert ["Calm Heron", "34", "4076.6"] == browser.texts("tbody tr:first-child td")
+        assert ["", "3 rows"] == browser.texts(".progress, caption")
+
+        # It stops after some words, as a model that thinks does.
+        site.server.faults.set(stall="turn", after=6)
+        browser.type("#question", "Who are the top 5 users by revenue?\n")
+        browser.until("document.querySelector('.answer ~ .answer .text')?.textContent")
+        assert "streaming" == browser.evaluate("document.body.dataset.state")
+        assert "" != browser.texts(".answer:last-child .progress")[0]
+        browser.click("#stop")
+        browser.until(READY)
+        assert ["Stopped."] == browser.texts(".answer:last-child .progress")
+        site.server.faults.clear()
+
+        mean = "say <img src=x onerror=document.title='hit'>"
+        browser.type("#question", f"{mean}\n")
+        browser.until(f"{READY} && document.querySelectorAll('.answer').length === 3")
+        assert [mean.removeprefix("say ")] == browser.texts(".answer:last-child .text")
+
+        browser.reload()
+        browser.until(READY)
+        assert {QUESTION, mean} <= set(browser.texts(".question"))
+        assert ["Calm Heron", "34", "4076.6"] == browser.texts(".answer td")[:3]
+        assert mean.removeprefix("say ") in browser.texts(".text")
+        assert [0, "Ask the data"] == browser.evaluate("[document.images.length, document.title]")
+        shown = browser.evaluate("document.documentElement.outerHTML + document.cookie")
+        ids = {sent.frame.get("conversation_id") for sent in site.server.received} - {None}
+        assert ids
+        assert not [known for known in ids if known in shown]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_failures_in_a_browser(opened: Open, tmp_path: Path) -> None:
+    """Each is one line, and the page goes on: 429, 401, a server that is down, and up again."""
+    site = opened("gthread")
+    with Chromium(tmp_path / "profile") as browser:
+
+        def sign_in() -> None:
+            browser.evaluate("document.getElementById('email').value = ''")
+            browser.type("#email", "ann@example.com")
+            browser.type("#password", "ann-password\n")
+            browser.until(READY)
+
+        def ask(notice: str, state: str = "ready") -> None:
+            browser.evaluate("document.getElementById('question').value = ''")
+            browser.type("#question", "say Hello\n")
+            browser.until(
+                f"document.body.dataset.state === '{state}' && "
+                f"document.getElementById('notice').textContent.includes('{notice}')"
+            )
+
+        browser.open(f"http://127.0.0.1:{site.port}/")
+        browser.until("document.body.dataset.state === 'signed-out'")
+        sign_in()
+        site.server.faults.set(status=429, retry_after=900)
+        ask("come back in 15 minutes")
+        site.server.faults.clear()
+        site.server.kill()
+        ask(DOWN)
+        site.server.start()
+        site.server.faults.unauthorized = True
+        ask(SIGN_IN, "signed-out")
+        site.server.faults.clear()
+        sign_in()
+        ask("")
+        browser.until("document.querySelector('.text')?.textContent === 'Hello'")
