@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +19,7 @@ from fluxbase_aichat.devserver import DevServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
 
+ROOT = Path(__file__).parent.parent
 QUESTION = "Show me the top 3 users by order count"
 SIGN_IN = "You are not signed in, or not any more. Please sign in."
 DOWN = "The chat server cannot be reached. Please try again later."
@@ -64,10 +69,57 @@ def opened(name, tmp_path: Path) -> Iterator[Open]:
                 "CHAT_DATA": str(tmp_path),
             }
             chosen = [f"{key}={value}" for key, value in (settings | variables).items()]
-            script = Script("web_app.py", name, worker, *chosen)
+            script = Script("web_app.py", name, worker, *chosen, options=("-W", "error"))
             return Site(server, stack.enter_context(script))
 
         yield open_site
+
+
+@pytest.fixture
+def alone(name) -> Iterator[subprocess.Popen[str]]:
+    """Be the one command that the example's docstring has."""
+    with subprocess.Popen(  # noqa: S603 - our own
+        [sys.executable, "-W", "error", "-m", f"examples.{name}", "--port", "0"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_one_command_runs_it(alone) -> None:
+    """With a dev server of its own; it says where it is and who can sign in, and Ctrl-C ends it."""
+    assert alone.stdout is not None
+    found = re.fullmatch(
+        r"http://127.0.0.1:(\d+)/   sign in as (\w+)@example.com with \2-password\n",
+        alone.stdout.readline(),
+    )
+    assert found
+    browser = HttpBrowser(int(found[1]))
+    browser.sign_in(found[2])
+    assert text_of(browser.post("/ask", {"question": QUESTION}).events())
+    with browser.get("/static/chat.js") as script:
+        assert script.headers["Content-Type"].startswith("text/javascript")
+    alone.send_signal(signal.SIGINT)
+    assert ("", "", 0) == (*alone.communicate(), alone.returncode)
+
+
+def test_missing_settings_are_named(name) -> None:
+    """In one line, and with no traceback."""
+    module = {"flask_app": "app import create_app; create_app()", "django_app": "wsgi import *"}
+    ran = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-c", f"from examples.{name}.{module[name]}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "CHAT_DATA": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = "please set FLUXBASE_URL, CHAT_SECRET_KEY, CHAT_DATA\n"
+    assert (1, "", expected) == (ran.returncode, ran.stdout, ran.stderr)
 
 
 def text_of(events) -> str:

@@ -50,7 +50,7 @@ CONTENT_POLICY: Final = (
 _LONGEST: Final = 4000
 # A browser that has gone is noticed by writing to it, so Stop takes this long when nothing comes.
 _HEARTBEAT: Final = 0.5
-# Each is shorter than the 30 s after which gunicorn ends a worker that says nothing.
+# What comes before an answer, with the wait for a connection, ends before gunicorn's 30 s.
 _TIMEOUTS: Final = Timeouts(connect=5.0, start=10.0, idle=60.0)
 _REST_SECONDS: Final = 10.0
 

@@ -28,6 +28,8 @@ class Settings:
     """`CHAT_POOL_SIZE`: connections to Fluxbase for each worker."""
     pool_seconds: float
     """`CHAT_POOL_SECONDS`: how long a request may wait for one of them."""
+    https: bool
+    """`CHAT_HTTPS=1`: browsers send the cookies over TLS only."""
 
     @classmethod
     def from_env(cls) -> Self:
@@ -45,6 +47,7 @@ class Settings:
             chatbot=os.environ.get("CHAT_BOT", "keeper"),
             pool_size=int(os.environ.get("CHAT_POOL_SIZE", "8")),
             pool_seconds=float(os.environ.get("CHAT_POOL_SECONDS", "5")),
+            https=os.environ.get("CHAT_HTTPS") == "1",
         )
 
     def service(self) -> Service:

@@ -25,6 +25,7 @@ CSRF_FAILURE_VIEW = "examples.django_app.views.no_csrf"
 SESSION_ENGINE = "django.contrib.sessions.backends.file"
 SESSION_FILE_PATH = str(CHAT.data)
 SESSION_COOKIE_AGE = 24 * 3600
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = CHAT.https
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
 USE_I18N = False

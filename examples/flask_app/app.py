@@ -50,6 +50,7 @@ def create_app() -> Flask:
     app.config.update(
         SECRET_KEY=settings.secret_key,
         SESSION_COOKIE_SAMESITE="Lax",
+        SESSION_COOKIE_SECURE=settings.https,
         MAX_CONTENT_LENGTH=_LARGEST,
     )
 

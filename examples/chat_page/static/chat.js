@@ -20,8 +20,8 @@ function addQuestion(text) {
 }
 
 function addAnswer() {
-  const box = add($("log"), "div", "", "answer");
-  return { box, text: null, progress: add(box, "div", "", "progress") };
+  const answer = add($("log"), "div", "", "answer");
+  return { box: add(answer, "div"), text: null, progress: add(answer, "div", "", "progress") };
 }
 
 function addText(answer, text) {
