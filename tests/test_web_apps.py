@@ -19,6 +19,8 @@ from fluxbase_aichat.devserver import DevServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
 
+# Gunicorn leaves its listener to the end of the process.
+STRICT = ("-W", "error", "-W", "ignore::ResourceWarning")
 ROOT = Path(__file__).parent.parent
 QUESTION = "Show me the top 3 users by order count"
 SIGN_IN = "You are not signed in, or not any more. Please sign in."
@@ -69,7 +71,7 @@ def opened(name, tmp_path: Path) -> Iterator[Open]:
                 "CHAT_DATA": str(tmp_path),
             }
             chosen = [f"{key}={value}" for key, value in (settings | variables).items()]
-            script = Script("web_app.py", name, worker, *chosen, options=("-W", "error"))
+            script = Script("web_app.py", name, worker, *chosen, options=STRICT)
             return Site(server, stack.enter_context(script))
 
         yield open_site
@@ -221,6 +223,22 @@ def test_failures_are_one_line(opened: Open) -> None:
 
 
 BOB = {"email": "bob@example.com", "password": "bob-password"}
+
+
+def test_a_server_that_hangs_hangs_no_worker(opened: Open) -> None:
+    """Its one worker gives up in time, whatever it has asked for, and serves the next."""
+    site = opened("sync", WORKERS="1", CHAT_SECONDS="1")
+    browser = site.browser()
+    site.server.faults.stall = "handshake"
+    for path, body in (("/ask", {"question": "say Hello"}), ("/sign-in", BOB)):
+        answer = browser.post(path, body)
+        assert (503, {"error": DOWN}) == (answer.status, answer.json())
+    site.server.faults.clear()
+    assert "Hello" == text_of(browser.post("/ask", {"question": "say Hello"}).events())
+    log = site.end().rstrip("\n").split("\n")
+    assert ["ask: ConnectTimeoutError", "sign-in: ConnectTimeoutError"] == [
+        line.partition("POST /")[2].partition("Error: ")[0] + "Error" for line in log
+    ], log
 
 
 def test_a_full_pool_says_so(opened: Open) -> None:

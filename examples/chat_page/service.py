@@ -50,9 +50,8 @@ CONTENT_POLICY: Final = (
 _LONGEST: Final = 4000
 # A browser that has gone is noticed by writing to it, so Stop takes this long when nothing comes.
 _HEARTBEAT: Final = 0.5
-# What comes before an answer, with the wait for a connection, ends before gunicorn's 30 s.
-_TIMEOUTS: Final = Timeouts(connect=5.0, start=10.0, idle=60.0)
-_REST_SECONDS: Final = 10.0
+# The longest silence of an answer: the model's provider has gone.
+_IDLE: Final = 60.0
 
 
 class BadInputError(Exception):
@@ -139,22 +138,23 @@ class Service:
     """The chat of one application, for all its threads; a forked worker's pool begins empty."""
 
     def __init__(
-        self, url: str, chatbot: str, *, size: int = 8, acquire_timeout: float = 5.0
+        self, url: str, chatbot: str, *, size: int, acquire_timeout: float, seconds: float
     ) -> None:
         self._url = url
         self._chatbot = chatbot
+        self._seconds = seconds
         # Not tried again: a person waits, and can.
         self._pool = ChatPool(
             url,
             size=size,
             acquire_timeout=acquire_timeout,
-            timeouts=_TIMEOUTS,
+            timeouts=Timeouts(connect=seconds, start=seconds, idle=_IDLE),
             reconnect_attempts=0,
         )
 
     def sign_in(self, email: str, password: str) -> str:
         """Return the person's token."""
-        return PasswordLogin(self._url, email, password, timeout=_REST_SECONDS)()
+        return PasswordLogin(self._url, email, password, timeout=self._seconds)()
 
     def ask(
         self, email: str, token: str, conversation_id: str | None, question: str
@@ -178,7 +178,7 @@ class Service:
         """Return the messages of a conversation for the page; none of one that is not kept."""
         if conversation_id is None:
             return []
-        api = FluxbaseAI(self._url, token, timeout=_REST_SECONDS)
+        api = FluxbaseAI(self._url, token, timeout=self._seconds)
         try:
             messages = api.get_conversation(conversation_id).messages
         except NotFoundError:

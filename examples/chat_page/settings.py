@@ -28,6 +28,11 @@ class Settings:
     """`CHAT_POOL_SIZE`: connections to Fluxbase for each worker."""
     pool_seconds: float
     """`CHAT_POOL_SECONDS`: how long a request may wait for one of them."""
+    seconds: float
+    """`CHAT_SECONDS`: how long Fluxbase may take to connect, to sign in, or to begin an answer.
+
+    They add up, to less than the 30 s after which gunicorn ends a silent worker.
+    """
     https: bool
     """`CHAT_HTTPS=1`: browsers send the cookies over TLS only."""
 
@@ -47,11 +52,16 @@ class Settings:
             chatbot=os.environ.get("CHAT_BOT", "keeper"),
             pool_size=int(os.environ.get("CHAT_POOL_SIZE", "8")),
             pool_seconds=float(os.environ.get("CHAT_POOL_SECONDS", "5")),
+            seconds=float(os.environ.get("CHAT_SECONDS", "8")),
             https=os.environ.get("CHAT_HTTPS") == "1",
         )
 
     def service(self) -> Service:
         """Make the chat."""
         return Service(
-            self.url, self.chatbot, size=self.pool_size, acquire_timeout=self.pool_seconds
+            self.url,
+            self.chatbot,
+            size=self.pool_size,
+            acquire_timeout=self.pool_seconds,
+            seconds=self.seconds,
         )
