@@ -318,7 +318,9 @@ def test_in_a_browser(opened: Open, tmp_path: Path) -> None:
         browser.type("#question", f"{QUESTION}\n")
         browser.until(f"{READY} && {LAST}")
         assert ["Calm Heron", "34", "4076.6"] == browser.texts("tbody tr:first-child td")
-        assert ["", "3 rows"] == browser.texts(".progress, caption")
+        assert ["3 rows", ""] == browser.texts(".progress, caption")
+
+        assert ["Calm Heron"] == browser.texts(".text strong")
 
         # It stops after some words, as a model that thinks does.
         site.server.faults.set(stall="turn", after=6)
@@ -341,6 +343,7 @@ def test_in_a_browser(opened: Open, tmp_path: Path) -> None:
         assert {QUESTION, mean} <= set(browser.texts(".question"))
         assert ["Calm Heron", "34", "4076.6"] == browser.texts(".answer td")[:3]
         assert mean.removeprefix("say ") in browser.texts(".text")
+        assert "Calm Heron" in browser.texts(".text strong")
         assert [0, "Ask the data"] == browser.evaluate("[document.images.length, document.title]")
         shown = browser.evaluate("document.documentElement.outerHTML + document.cookie")
         ids = {sent.frame.get("conversation_id") for sent in site.server.received} - {None}

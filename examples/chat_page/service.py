@@ -106,7 +106,8 @@ def log(logger: logging.Logger, request: str, error: Exception) -> None:
     """Write one line; one that a usual log leaves out when nothing is wrong on the server."""
     usual = isinstance(error, BadInputError | SignedOutError)
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    logger.log(logging.INFO if usual else logging.WARNING, "%s: %s", request, text)
+    level = logging.INFO if usual else logging.WARNING
+    logger.log(level, "%s: %s", request, text, stacklevel=2)
 
 
 def _duration(seconds: int) -> str:

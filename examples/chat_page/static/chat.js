@@ -31,8 +31,17 @@ function addText(answer, text) {
   follow();
 }
 
-function addResult(answer, { summary, columns, rows }) {
+// Of Markdown only what answers are full of, as elements whose text is set.
+function endText(answer) {
+  if (!answer.text) return;
+  const parts = answer.text.textContent.split(/\*\*(.+?)\*\*/);
+  answer.text.replaceChildren();
+  parts.forEach((part, number) => add(answer.text, number % 2 ? "strong" : "span", part));
   answer.text = null;
+}
+
+function addResult(answer, { summary, columns, rows }) {
+  endText(answer);
   const table = add(add(answer.box, "div", "", "table"), "table");
   add(table, "caption", rows.length ? `${rows.length} rows` : summary);
   const head = table.createTHead().insertRow();
@@ -110,6 +119,7 @@ async function ask(question) {
       ended ||= kind === "done" || kind === "error";
     }
     if (!ended) notice("The answer broke off.");
+    endText(answer);
     answer.progress.textContent = "";
     state("ready");
   } catch (error) {
@@ -136,8 +146,10 @@ async function load() {
       const answer = addAnswer();
       for (const result of message.results) addResult(answer, result);
       addText(answer, message.content);
+      endText(answer);
     }
     state("ready");
+    $("question").focus();
   } catch {
     notice("The application cannot be reached.");
     state("ready");
