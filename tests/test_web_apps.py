@@ -276,6 +276,7 @@ def test_bad_input_is_refused(opened: Open) -> None:
         (b"{}", "Please give a question."),
         (b'{"question": 1}', "Please give a question."),
         (b'{"question": " "}', "Please give a question."),
+        (b'{"question": "\\ud800"}', "The question is no text."),
         (b'{"question": "%s"}' % (b"x" * 4001), "The question is longer than 4000 characters."),
     ):
         answer = browser.request("POST", "/ask", body)

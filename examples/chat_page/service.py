@@ -131,6 +131,10 @@ def read(body: bytes, *names: str) -> list[str]:
             raise BadInputError(f"Please give a {name}.")
         if len(text) > _LONGEST:
             raise BadInputError(f"The {name} is longer than {_LONGEST} characters.")
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # JSON can write half of a surrogate pair
+            raise BadInputError(f"The {name} is no text.") from None
         texts.append(text)
     return texts
 

@@ -29,6 +29,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = CHAT.https
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
 USE_I18N = False
+TIME_ZONE = "UTC"
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
