@@ -12,7 +12,8 @@ number of workers, also when none of them is free. Under gunicorn:
     export FLUXBASE_URL=... CHAT_SECRET_KEY=... CHAT_DATA=...
     gunicorn --preload --workers 2 --threads 8 'examples.flask_app.app:create_app()'
 
-With the worker class `sync` an answer occupies its worker, and must end within `--timeout`.
+With the worker class `sync` an answer occupies its worker, and must end within `--timeout`; such
+workers belong behind a proxy, for a browser's idle connection occupies one as well.
 """
 
 from __future__ import annotations
