@@ -1,0 +1,67 @@
+"""The variables that both applications read. Nothing here opens a connection."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from .service import Service
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all workers must agree on."""
+
+    url: str
+    """`FLUXBASE_URL`: the Fluxbase server."""
+    secret_key: str
+    """`CHAT_SECRET_KEY`: signs the cookies."""
+    data: Path
+    """`CHAT_DATA`: a folder for the sessions, which no other user may read."""
+    chatbot: str
+    """`CHAT_BOT`: whom to ask; one that persists its conversations has a history."""
+    pool_size: int
+    """`CHAT_POOL_SIZE`: connections to Fluxbase for each worker."""
+    pool_seconds: float
+    """`CHAT_POOL_SECONDS`: how long a request may wait for one of them."""
+    seconds: float
+    """`CHAT_SECONDS`: how long Fluxbase may take to connect, to sign in, or to begin an answer.
+
+    They add up, to less than the 30 s after which gunicorn ends a silent worker.
+    """
+    https: bool
+    """`CHAT_HTTPS=1`: browsers send the cookies over TLS only."""
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Read them; says which are missing, and ends the program."""
+        needed = ("FLUXBASE_URL", "CHAT_SECRET_KEY", "CHAT_DATA")
+        missing = [name for name in needed if not os.environ.get(name)]
+        if missing:
+            raise SystemExit(f"please set {', '.join(missing)}")
+        data = Path(os.environ["CHAT_DATA"])
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(
+            url=os.environ["FLUXBASE_URL"],
+            secret_key=os.environ["CHAT_SECRET_KEY"],
+            data=data,
+            chatbot=os.environ.get("CHAT_BOT", "keeper"),
+            pool_size=int(os.environ.get("CHAT_POOL_SIZE", "8")),
+            pool_seconds=float(os.environ.get("CHAT_POOL_SECONDS", "5")),
+            seconds=float(os.environ.get("CHAT_SECONDS", "8")),
+            https=os.environ.get("CHAT_HTTPS") == "1",
+        )
+
+    def service(self) -> Service:
+        """Make the chat."""
+        return Service(
+            self.url,
+            self.chatbot,
+            size=self.pool_size,
+            acquire_timeout=self.pool_seconds,
+            seconds=self.seconds,
+        )

@@ -1,0 +1,14 @@
+"""The application for a web server; what it does is in `views`.
+
+export FLUXBASE_URL=... CHAT_SECRET_KEY=... CHAT_DATA=...
+gunicorn --preload --workers 2 --threads 8 examples.django_app.wsgi
+"""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+__all__ = ["application"]
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "examples.django_app.settings")
+application = get_wsgi_application()
