@@ -347,7 +347,7 @@ def test_serve_on_a_port_in_use_is_told_in_a_line() -> None:
 def test_serve_serves_this_machine_only() -> None:
     """Another address is refused in one readable line."""
     ran = run("serve", "--host", "0.0.0.0")  # noqa: S104 - which is the point
-    assert 1 == ran.returncode
+    assert 2 == ran.returncode
     assert "Error: the dev server serves loopback only, not '0.0.0.0'\n" == ran.stderr
 
 

@@ -6,17 +6,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from fluxbase_aichat._harmless import harmless
-from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
+from fluxbase_aichat.errors import FluxbaseChatError
 
+from ._errors import INTERRUPTED, exit_code, show_error
 from ._log import show_log
+from .ask import ask
 from .batch import batch
 from .demo import demo
 from .serve import serve
 
 __all__ = ["run"]
-
-_INTERRUPTED = 130  # what shells use for a process that Ctrl-C has ended
 
 
 def _version() -> str:
@@ -33,7 +32,7 @@ def app() -> None:
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve, batch):
+for _command in (demo, serve, ask, batch):
     app.add_command(_command)
 
 
@@ -43,13 +42,11 @@ def run() -> int:
         show_log()
         code = app.main(prog_name="fluxbase-aichat", standalone_mode=False)
     except FluxbaseChatError as error:
-        click.echo(f"Error: {harmless(str(error.args[0] if error.args else error))}", err=True)
-        if error.hint:
-            click.echo(f"Hint: {harmless(error.hint)}", err=True)
-        return 2 if isinstance(error, MissingExtraError) else 1
+        show_error(error)
+        return exit_code(error)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
+        return INTERRUPTED
     return code if isinstance(code, int) else 0

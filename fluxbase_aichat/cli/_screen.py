@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -45,11 +45,15 @@ class Screen:
 
     With `live` the last lines of the terminal are drawn again as words come; whatever is complete
     stands above them for good. Without it only complete paragraphs are printed.
+
+    What is no part of an answer goes to `notes`, if there is another console for it: the tokens,
+    and, where the answer itself is not drawn, that one is waited for.
     """
 
-    def __init__(self, console: Console, *, live: bool) -> None:
+    def __init__(self, console: Console, *, live: bool, notes: Console | None = None) -> None:
         self._console = console
         self._live = live
+        self._notes = console if notes is None else notes
         # Guards what is drawn, and the drawing, while an answer grows.
         self._lock = threading.Lock()
         self._pending = ""
@@ -88,20 +92,46 @@ class Screen:
                 with self._lock:
                     self._show(event)
         if not turn.cancelled:
-            self.print(_footer(turn.result()))
+            self._steps = False
+            self._notes.print()
+            self._notes.print(_footer(turn.result()))
+
+    def reply(self, turn: Turn) -> Reply:
+        """Wait for a whole answer, and show nothing of it but that it is waited for."""
+        self._spinner.update(text=Text("Waiting for the answer...", style="cyan"))
+        with self._turning():
+            for event in turn:
+                if isinstance(event, events.Progress):
+                    with self._lock:
+                        self._spin(_line(event.message or event.step))
+        return turn.result()
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
         """Draw the growing end of the answer; whatever ends it, what has come stays."""
-        if not self._live:
+        draw = self._refreshing(self._console, self._growing) if self._live else self._turning()
+        with draw:
             try:
                 yield
             finally:
-                self._flush(len(self._pending))
-            return
+                with self._lock:
+                    self._flush(len(self._pending))
+
+    def _turning(self) -> contextlib.AbstractContextManager[None]:
+        """Show that an answer is waited for, beside what is printed, where that can be drawn."""
+        notes = self._notes
+        if notes is self._console or not notes.is_terminal or notes.is_dumb_terminal:
+            return contextlib.nullcontext()
+        return self._refreshing(notes, lambda: self._spinner)
+
+    @contextlib.contextmanager
+    def _refreshing(
+        self, console: Console, renderable: Callable[[], RenderableType]
+    ) -> Iterator[None]:
+        """Draw something again and again at the end of a terminal; in the end it is gone."""
         live = Live(
-            console=self._console,
-            get_renderable=self._growing,
+            console=console,
+            get_renderable=renderable,
             auto_refresh=False,  # rich's own thread and another's print garble each other
             redirect_stdout=False,
             redirect_stderr=False,
@@ -123,7 +153,6 @@ class Screen:
             finally:
                 over.set()
                 artist.join()
-                self._flush(len(self._pending))
 
     def _growing(self) -> RenderableType:
         if not self._pending:
@@ -149,13 +178,18 @@ class Screen:
 
     def _progress(self, step: str, message: str) -> None:
         """Say what the server does. In a terminal only a tool's step stays to be read."""
-        self._spinner.update(text=Text(message, style="cyan"))
+        self._spin(message)
+        if self._notes is not self._console and not self._live:
+            return  # what is printed is the answer alone
         if not self._console.is_terminal or step in _TOOLS:
             self._flush(len(self._pending))
             if not self._steps:
                 self._console.print()
             self._console.print(Text(f"[{_line(step)}] {message}", style="cyan dim"))
             self._steps = True
+
+    def _spin(self, message: str) -> None:
+        self._spinner.update(text=Text(message, style="cyan"))
 
     def _result(self, result: QueryResult) -> None:
         self._flush(len(self._pending))
