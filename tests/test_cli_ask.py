@@ -31,6 +31,8 @@ from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.stored import ConversationSummary
 
 BOT = "sql-assistant"
+KEEPER = "keeper"
+"""Its conversations are stored."""
 EVIL = f"{ESCAPE}]0;owned\x07{ESCAPE}[2J\x9b31m\u202e"
 """A title, a cleared screen, red, and a turned direction of writing."""
 
@@ -125,12 +127,12 @@ def test_json_is_the_whole_reply(server) -> None:
 def test_csv_is_the_last_table(server) -> None:
     """Nothing is cut, whatever the width."""
     long = "long " * 50
-    sql = f"SELECT 'a,b' AS first, NULL AS nothing, 12.5 AS number, '{long}' AS last"
+    sql = f"SELECT 'a,b' AS a, NULL AS b, 12.5 AS c, '{long}' AS d"
     result = invoke(server, "ask", BOT, f"sql {sql}", "--csv")
     assert result.exception is None
     header, row = csv.reader(io.StringIO(result.stdout))
-    assert ["first", "nothing", "number", "last"] == header
-    assert ["a,b", "", "12.5", long] == row
+    assert ["a", "b", "c", "d"] == header
+    assert ["a,b", "", "12.50", long] == row
 
 
 def test_csv_of_an_answer_without_rows_is_an_error(server) -> None:
@@ -231,11 +233,11 @@ def test_a_reader_who_leaves_gets_no_traceback(server) -> None:
 
 def test_going_on_with_a_conversation(server) -> None:
     """With the last one, with one by its id, by the beginning of its id, or with a new one."""
-    first = json.loads(invoke(server, "ask", BOT, "say one", "--json").stdout)["conversation_id"]
+    first = json.loads(invoke(server, "ask", KEEPER, "say one", "--json").stdout)["conversation_id"]
     for option in (("-c",), ("--cid", first), ("--cid", first[:10].upper())):
-        result = invoke(server, "ask", BOT, "say more", "--json", *option)
+        result = invoke(server, "ask", KEEPER, "say more", "--json", *option)
         assert first == json.loads(result.stdout)["conversation_id"], option
-    other = json.loads(invoke(server, "ask", BOT, "say new", "--json").stdout)["conversation_id"]
+    other = json.loads(invoke(server, "ask", KEEPER, "say new", "--json").stdout)["conversation_id"]
     assert first != other
     stored = FluxbaseAI(server.url, server.token()).get_conversation(first)
     asked = [message.content for message in stored.messages if message.role == "user"]
@@ -273,7 +275,7 @@ def test_an_ambiguous_id(server, monkeypatch) -> None:
 def test_a_token_on_the_command_line_is_warned_of(server) -> None:
     """It works, and the warning does not show it."""
     token = server.token("bob")
-    result = invoke(server, "ask", BOT, "say one", "--token", token)
+    result = invoke(server, "ask", KEEPER, "say one", "--token", token)
     assert "Warning: a token on the command line" in result.stderr
     assert token not in result.output
     assert 1 == FluxbaseAI(server.url, token).list_conversations().total
@@ -283,7 +285,7 @@ def test_a_token_from_a_file(server, tmp_path) -> None:
     """It goes before the environment's, and its newline is no part of it."""
     file = tmp_path / "token"
     file.write_text(f"{server.token('bob')}\n")
-    result = invoke(server, "ask", BOT, "say one", "--token-file", str(file))
+    result = invoke(server, "ask", KEEPER, "say one", "--token-file", str(file))
     assert result.exception is None
     assert "Warning" not in result.stderr
     assert 1 == FluxbaseAI(server.url, server.token("bob")).list_conversations().total

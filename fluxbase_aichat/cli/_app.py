@@ -12,7 +12,13 @@ from ._errors import INTERRUPTED, exit_code, show_error
 from ._log import show_log
 from .ask import ask
 from .batch import batch
+from .bots import bots
+from .chat import chat
+from .completion import completion
 from .demo import demo
+from .doctor import doctor
+from .history import history
+from .login import login
 from .serve import serve
 
 __all__ = ["run"]
@@ -32,7 +38,7 @@ def app() -> None:
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve, ask, batch):
+for _command in (demo, serve, ask, chat, batch, bots, history, login, doctor, completion):
     app.add_command(_command)
 
 

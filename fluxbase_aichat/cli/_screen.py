@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,8 +20,9 @@ from rich.text import Text
 
 from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
 from fluxbase_aichat._harmless import harmless
+from fluxbase_aichat.stored import StoredMessage
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "table"]
 
 _ROWS: Final = 20
 """As many rows of a result are shown."""
@@ -82,6 +83,17 @@ class Screen:
         self.print(Text(f"Error: {harmless(message)}", style="red"))
         if error.hint:
             self._console.print(Text(f"Hint: {harmless(error.hint)}", style="yellow"))
+
+    def stored(self, messages: Sequence[StoredMessage]) -> None:
+        """Show what was said before."""
+        for message in messages:
+            if message.role == "user":
+                self.question(harmless(message.content))
+                continue
+            for result in message.query_results:
+                self._result(result)
+            if message.content.strip():
+                self.print(_markdown(message.content))
 
     def answer(self, turn: Turn) -> None:
         """Show an answer from its first event to its last; raise what made it fail."""
@@ -196,7 +208,7 @@ class Screen:
         if result.query:
             self.print(_sql(harmless(result.query)))
         if result.data:
-            self.print(_table(result))
+            self.print(table(result.columns, result[:_ROWS]))
             if len(result) > _ROWS:
                 self._console.print(Text(f"… and {len(result) - _ROWS:,} more rows", style="dim"))
         else:
@@ -236,21 +248,20 @@ def _sql(query: str) -> Text:
     return sql
 
 
-def _table(result: QueryResult) -> Table:
-    """Return the first rows, in the order of the query's columns, cut to the terminal's width."""
-    rows = result[:_ROWS]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return rows as a table, cut to the terminal's width."""
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     cells = []
-    for name in result.columns:
+    for name in columns:
         values = [row.get(name) for row in rows]
         numbers = all(value is None or _is_number(value) for value in values)
-        table.add_column(
+        drawn.add_column(
             Text(_line(name)), justify="right" if numbers else "left", no_wrap=True, min_width=3
         )
         cells.append(_cells(values))
     for row in zip(*cells, strict=True):
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn
 
 
 def _is_number(value: Any) -> bool:
