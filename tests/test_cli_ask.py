@@ -82,7 +82,8 @@ def test_the_answer_is_on_stdout_and_its_cost_on_stderr(server) -> None:
     assert "Calm Heron         34   4076.60\n" in ran.stdout
     assert "tokens" not in ran.stdout
     assert "[thinking]" not in ran.stdout
-    assert ran.stderr.startswith("\n444 tokens (418 read, 26 written) · ")
+    assert ran.stdout.startswith("Let me count the orders")
+    assert ran.stderr.startswith("444 tokens (418 read, 26 written) · ")
     assert ESCAPE not in ran.stdout + ran.stderr
 
 

@@ -20,7 +20,7 @@ from fluxbase_aichat.errors import (
     RateLimitError,
 )
 
-__all__ = ["INTERRUPTED", "exit_code", "message_of", "show_error"]
+__all__ = ["INTERRUPTED", "exit_code", "hint_of", "message_of", "show_error"]
 
 INTERRUPTED: Final = 130
 """What shells use for a process that Ctrl-C has ended."""
@@ -33,6 +33,14 @@ _CODES: Final = (
     ((ConnectError, ConnectionLostError, NotConnectedError, TimeoutError), 3),
 )
 
+# The library's hints are for those who write Python.
+_OPTIONS: Final = {
+    "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
+    "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
+    "namespace=": "--namespace",
+    "allow_insecure=True": "--allow-insecure",
+}
+
 
 def exit_code(error: FluxbaseChatError) -> int:
     """Return 2 for a wrong call, 3 no connection, 4 not allowed, 5 a limit, 1 for all else."""
@@ -44,8 +52,16 @@ def message_of(error: FluxbaseChatError) -> str:
     return harmless(str(error.args[0]) if error.args else type(error).__name__)
 
 
+def hint_of(error: FluxbaseChatError) -> str:
+    """Return what to do about it, in the words of the command line."""
+    hint = harmless(error.hint)
+    for parameter, option in _OPTIONS.items():
+        hint = hint.replace(parameter, option)
+    return hint
+
+
 def show_error(error: FluxbaseChatError) -> None:
     """Print what went wrong, and what to do about it, on the standard error."""
     click.echo(f"Error: {message_of(error)}", err=True)
     if error.hint:
-        click.echo(f"Hint: {harmless(error.hint)}", err=True)
+        click.echo(f"Hint: {hint_of(error)}", err=True)

@@ -22,6 +22,8 @@ from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.stored import StoredMessage
 
+from ._errors import hint_of, message_of
+
 __all__ = ["Screen", "table"]
 
 _ROWS: Final = 20
@@ -55,6 +57,8 @@ class Screen:
         self._console = console
         self._live = live
         self._notes = console if notes is None else notes
+        # A file with an answer alone begins with the answer.
+        self._begun = live or notes is None
         # Guards what is drawn, and the drawing, while an answer grows.
         self._lock = threading.Lock()
         self._pending = ""
@@ -65,7 +69,9 @@ class Screen:
         """Print, each after a blank line."""
         self._steps = False
         for renderable in renderables:
-            self._console.print()
+            if self._begun:
+                self._console.print()
+            self._begun = True
             self._console.print(renderable)
 
     def question(self, text: str) -> None:
@@ -79,10 +85,9 @@ class Screen:
 
     def error(self, error: FluxbaseChatError) -> None:
         """Show what went wrong, and what to do about it."""
-        message = str(error.args[0]) if error.args else type(error).__name__
-        self.print(Text(f"Error: {harmless(message)}", style="red"))
+        self.print(Text(f"Error: {message_of(error)}", style="red"))
         if error.hint:
-            self._console.print(Text(f"Hint: {harmless(error.hint)}", style="yellow"))
+            self._console.print(Text(f"Hint: {hint_of(error)}", style="yellow"))
 
     def stored(self, messages: Sequence[StoredMessage]) -> None:
         """Show what was said before."""
@@ -105,7 +110,8 @@ class Screen:
                     self._show(event)
         if not turn.cancelled:
             self._steps = False
-            self._notes.print()
+            if self._live or self._notes is self._console:
+                self._notes.print()
             self._notes.print(_footer(turn.result()))
 
     def reply(self, turn: Turn) -> Reply:

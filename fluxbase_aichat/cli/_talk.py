@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Callable
 from typing import Final, Literal
 
 from fluxbase_aichat import Conversation, FluxbaseChatError
@@ -19,8 +20,16 @@ _GOES_ON: Final = "\\"
 _MORE: Final = "... "
 
 
-def attempt(screen: Screen, conversation: Conversation, question: str) -> Outcome:
-    """Ask one question; neither Ctrl-C nor an error is the end of the chat."""
+def attempt(
+    screen: Screen,
+    conversation: Conversation,
+    question: str,
+    tell: Callable[[FluxbaseChatError], None] | None = None,
+) -> Outcome:
+    """Ask one question; neither Ctrl-C nor an error is the end of the chat.
+
+    An error is shown on the screen, unless there is somebody else to `tell`.
+    """
     try:
         with conversation.send(question) as turn:  # which cancels it, if it is left early
             screen.answer(turn)
@@ -28,7 +37,7 @@ def attempt(screen: Screen, conversation: Conversation, question: str) -> Outcom
         screen.print("[yellow]Cancelled.[/yellow]")
         return "cancelled"
     except FluxbaseChatError as error:
-        screen.error(error)
+        (tell or screen.error)(error)
         return "failed"
     return "answered"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Final
 
 import attrs
@@ -12,7 +13,7 @@ from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import ConfigurationError
 
-from ._errors import INTERRUPTED
+from ._errors import INTERRUPTED, show_error
 from ._going_on import find_id, going_on_options, resumed_id
 from ._output import can_draw, terminal
 from ._screen import Screen, table
@@ -53,11 +54,12 @@ def chat(
     """
     cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
     console = terminal()
-    screen = Screen(console, live=can_draw(console))
+    interactive = console.is_terminal and sys.stdin.isatty()
+    notes = None if interactive else terminal(stderr=True)
+    screen = Screen(console, live=can_draw(console), notes=notes)
     with server.chat() as client:
-        code = _Chat(server, client, screen, interactive=console.is_terminal).run(
-            chatbot, namespace, cid
-        )
+        talk = _Chat(server, client, screen, interactive=interactive)
+        code = talk.run(chatbot, namespace, cid)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -84,11 +86,11 @@ class _Chat:
         while True:
             try:
                 text = self._read()
-                if text.startswith("/"):
+                if text.startswith("/") and "\n" not in text:
                     self._command(text)
                     outcome: Outcome = "answered"
                 elif text.strip():
-                    outcome = attempt(self._screen, self._current, text.strip())
+                    outcome = attempt(self._screen, self._current, text.strip(), self._error)
                 else:
                     continue
             except (EOFError, _Leave) as end:
@@ -103,7 +105,7 @@ class _Chat:
                 self._note(_AGAIN)
                 continue
             except FluxbaseChatError as error:  # a command's; an answer's is told
-                self._screen.error(error)
+                self._error(error)
                 outcome = "failed"
             failed = failed or outcome == "failed"
             pressed = outcome == "cancelled"
@@ -114,6 +116,12 @@ class _Chat:
         if self._interactive:
             click.echo()
         return read_question(f"{harmless(self._current.chatbot)} {self._screen.prompt}")
+
+    def _error(self, error: FluxbaseChatError) -> None:
+        if self._interactive:
+            self._screen.error(error)
+        else:
+            show_error(error)
 
     def _note(self, text: str) -> None:
         self._screen.print(Text(text, style="dim"))

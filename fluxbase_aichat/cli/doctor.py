@@ -27,7 +27,7 @@ from fluxbase_aichat.errors import (
     RateLimitError,
 )
 
-from ._errors import exit_code, message_of
+from ._errors import exit_code, hint_of, message_of
 from ._output import Form, form_options, print_csv, print_json
 from ._server import Server, namespace_option, server_options
 
@@ -118,7 +118,7 @@ class _Examination:
         fatal = ""
         for name, step, advice in steps:
             if fatal:
-                yield _Finding(name, "skipped", f"it needs {fatal}")
+                yield _Finding(name, "skipped", f"the step before has to work first: {fatal}")
                 continue
             try:
                 yield _Finding(name, "ok", harmless(step()))
@@ -127,7 +127,7 @@ class _Examination:
             except FluxbaseChatError as error:
                 self.error = self.error or error
                 told = " ".join(message_of(error).split())
-                yield _Finding(name, "failed", told, harmless(error.hint) or advice)
+                yield _Finding(name, "failed", told, hint_of(error) or advice)
                 if name != "chatbots":  # one that is not listed may answer all the same
                     fatal = name
 
