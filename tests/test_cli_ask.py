@@ -385,8 +385,8 @@ def test_no_url_is_told_with_where_it_goes() -> None:
     ran = run("ask", BOT, "hello", FLUXBASE_URL="")
     assert 2 == ran.returncode
     assert (
-        "Error: no server is named\n"
-        "Hint: set FLUXBASE_URL to its URL, such as wss://example.com, or use --url\n"
+        "Error: FLUXBASE_URL is not set\n"
+        "Hint: it is the server's URL, such as wss://example.com; --url names it too\n"
     ) == ran.stderr
 
 

@@ -33,7 +33,7 @@ _CODES: Final = (
     ((ConnectError, ConnectionLostError, NotConnectedError, TimeoutError), 3),
 )
 
-# The library's hints are for those who write Python.
+# What the library says is for those who write Python.
 _OPTIONS: Final = {
     "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
@@ -49,15 +49,19 @@ def exit_code(error: FluxbaseChatError) -> int:
 
 def message_of(error: FluxbaseChatError) -> str:
     """Return what went wrong, without the hint, for a terminal."""
-    return harmless(str(error.args[0]) if error.args else type(error).__name__)
+    return _said(str(error.args[0]) if error.args else type(error).__name__)
 
 
 def hint_of(error: FluxbaseChatError) -> str:
     """Return what to do about it, in the words of the command line."""
-    hint = harmless(error.hint)
+    return _said(error.hint)
+
+
+def _said(text: str) -> str:
+    text = harmless(text)
     for parameter, option in _OPTIONS.items():
-        hint = hint.replace(parameter, option)
-    return hint
+        text = text.replace(parameter, option)
+    return text
 
 
 def show_error(error: FluxbaseChatError) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from fluxbase_aichat import FluxbaseChatError, RefreshToken
+from fluxbase_aichat import RefreshToken
 from fluxbase_aichat._api import endpoint_of
 from fluxbase_aichat.config import RenewableToken
 
@@ -46,14 +46,14 @@ def login_file() -> Path:
 
 
 def saved_login(url: str, options: dict[str, Any]) -> _SavedLogin | None:
-    """Return a source of tokens from the login that is kept for a server, if there is one."""
+    """Return a source of tokens from the login that is kept for a server, if there is one.
+
+    Raises `ConfigurationError`, as for a server to which no token may be sent.
+    """
     if url == _DEMO:
         return None
-    try:
-        kept = _read().get(str(endpoint_of(url)))
-        return _SavedLogin(url, kept, options) if kept else None
-    except FluxbaseChatError:
-        return None  # the URL is wrong, which those say who use it
+    kept = _read().get(str(endpoint_of(url)))
+    return _SavedLogin(url, kept, options) if kept else None
 
 
 def save_login(url: str, refresh_token: str) -> None:

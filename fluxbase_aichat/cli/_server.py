@@ -49,14 +49,19 @@ class Server:
     options: dict[str, Any] = attrs.field(factory=dict)
     """What a chat and the REST side both take."""
 
-    def chat(self) -> FluxbaseAIChat:
-        """Return a chat, not connected yet."""
-        more: dict[str, Any] = {}
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a chat takes."""
+        settings = {"ws_url": self.url, "token": self.token, **self.options}
         if self.timeout is not None:
-            more["timeouts"] = Timeouts(
+            settings["timeouts"] = Timeouts(
                 connect=min(10.0, self.timeout), start=self.timeout, idle=None, turn=self.timeout
             )
-        return FluxbaseAIChat(self.url, self.token, exact_numbers=True, **self.options, **more)
+        return settings
+
+    def chat(self) -> FluxbaseAIChat:
+        """Return a chat, not connected yet."""
+        return FluxbaseAIChat(exact_numbers=True, **self.settings)
 
     def api(self, timeout: float | None = 30.0) -> FluxbaseAI:
         """Return the REST side."""
@@ -135,8 +140,8 @@ def server_options(command: Command) -> Command:
 def _url(url: str | None) -> str:
     if not url:
         raise ConfigurationError(
-            "no server is named",
-            hint="set FLUXBASE_URL to its URL, such as wss://example.com, or use --url",
+            "FLUXBASE_URL is not set",
+            hint="it is the server's URL, such as wss://example.com; --url names it too",
         )
     return url
 
