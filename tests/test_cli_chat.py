@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import stat
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +18,7 @@ from test_cli import (
 
 from fluxbase_aichat import FluxbaseAI
 from fluxbase_aichat.cli._app import app
+from fluxbase_aichat.cli._typed import typed_file
 from fluxbase_aichat.devserver import DevServer
 
 
@@ -146,6 +149,15 @@ def test_s08_escapes_in_a_chat_are_stripped(server) -> None:
     assert "\x07" not in result.output
 
 
+def test_answers_as_json_and_csv(server) -> None:
+    """A line, or a table, for each; an answer without a table fails."""
+    result = chat(server, "say one", "say two", options=("--json",))
+    assert ["one", "two"] == [json.loads(line)["text"] for line in result.stdout.splitlines()]
+    result = chat(server, "How many users are there?", "say two", options=("--csv",))
+    assert (1, "count\n30\n") == (result.exit_code, result.stdout)
+    assert "the answer has no query result" in result.stderr
+
+
 # -- in a terminal ----------------------------------------------------------------------------
 
 
@@ -166,6 +178,21 @@ def test_a_chat_in_a_terminal(server) -> None:
     assert 0 == code
     assert "Traceback" not in rest
     assert ("support", "say one \nsay two") == asked(server)[-1]
+
+
+def test_the_arrow_keys_know_the_last_chat(server) -> None:
+    """What was typed is kept as soon as it is, and readable by its owner alone."""
+    with terminal(server, "keeper") as talk:
+        talk.until(PROMPT)
+        talk.type("say one\r")
+        talk.until(" tokens", PROMPT)
+        assert "say one" in typed_file().read_text()
+    assert 0o600 == stat.S_IMODE(typed_file().stat().st_mode)
+    with terminal(server, "keeper") as talk:
+        talk.until(PROMPT)
+        talk.type(f"{ESCAPE}[A\r")
+        talk.until(" tokens", PROMPT)
+    assert [("keeper", "say one")] * 2 == asked(server)
 
 
 def test_ctrl_c_cancels_the_turn_and_twice_leaves() -> None:
@@ -191,3 +218,24 @@ def test_ctrl_c_cancels_the_turn_and_twice_leaves() -> None:
         code, rest = talk.end()
     assert 130 == code
     assert "Traceback" not in rest
+
+
+def test_ctrl_c_behind_a_cancel_leaves() -> None:
+    """Cancelling was the first."""
+    gate = Gate()
+    with (
+        DevServer(pause=lambda _: gate.is_open or gate.wait(30)) as server,
+        terminal(server, "keeper") as talk,
+    ):
+        talk.until(PROMPT)
+        talk.type("flood 3 3\\\rpause 1\r")
+        talk.until("xxx")
+        talk.type("\x03")
+        talk.until("Cancelled.", PROMPT)
+        talk.type("\x03")
+        while not talk.ended_within(2):
+            talk.type("\x03")
+        code, rest = talk.end()
+        gate.open()
+    assert 130 == code
+    assert "Ctrl-C again" not in rest

@@ -14,9 +14,10 @@ from typing import Any, Literal
 import click
 from rich.console import Console
 
+from fluxbase_aichat import Reply
 from fluxbase_aichat._harmless import harmless
 
-__all__ = ["Form", "can_draw", "form_options", "print_csv", "print_json", "terminal"]
+__all__ = ["Form", "can_draw", "form_options", "print_csv", "print_json", "print_reply", "terminal"]
 
 Form = Literal["text", "json", "csv"]
 
@@ -60,6 +61,15 @@ def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     writer.writerow([harmless(name) for name in columns])
     writer.writerows([[_cell(value) for value in row] for row in rows])
     click.echo(text.getvalue(), nl=False)
+
+
+def print_reply(reply: Reply, form: Form) -> None:
+    """Print a whole reply as JSON, or its last table as CSV; raise `NoTableError`."""
+    if form == "json":
+        print_json(reply.to_dict())
+    else:
+        table = reply.table
+        print_csv(table.columns, ([row.get(name) for name in table.columns] for row in table))
 
 
 def _json(value: Any) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Final, Literal
 
-from fluxbase_aichat import Conversation, FluxbaseChatError
+from fluxbase_aichat import Conversation, FluxbaseChatError, Turn
 
 from ._screen import Screen
 
@@ -24,15 +24,17 @@ def attempt(
     screen: Screen,
     conversation: Conversation,
     question: str,
+    *,
+    show: Callable[[Turn], None] | None = None,
     tell: Callable[[FluxbaseChatError], None] | None = None,
 ) -> Outcome:
     """Ask one question; neither Ctrl-C nor an error is the end of the chat.
 
-    An error is shown on the screen, unless there is somebody else to `tell`.
+    The answer and an error go to the screen, unless there is another way to `show` or to `tell`.
     """
     try:
         with conversation.send(question) as turn:  # which cancels it, if it is left early
-            screen.answer(turn)
+            (show or screen.answer)(turn)
     except KeyboardInterrupt:
         screen.print("[yellow]Cancelled.[/yellow]")
         return "cancelled"

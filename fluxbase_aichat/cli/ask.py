@@ -6,11 +6,10 @@ import sys
 
 import click
 
-from fluxbase_aichat import Reply
 from fluxbase_aichat._wire import check_message
 
 from ._going_on import going_on_options, resumed_id
-from ._output import Form, can_draw, form_options, print_csv, print_json, terminal
+from ._output import Form, can_draw, form_options, print_reply, terminal
 from ._screen import Screen
 from ._server import Server, chatbot_argument, namespace_option, server_options
 
@@ -55,7 +54,7 @@ def ask(
                 if form == "text":
                     screen.answer(turn)
                 else:
-                    _print(screen.reply(turn), form)
+                    print_reply(screen.reply(turn), form)
         except KeyboardInterrupt:
             click.echo("Cancelled.", err=True)
             raise
@@ -75,11 +74,3 @@ def _question(question: str | None) -> str:
     if not question:
         raise click.UsageError("the QUESTION is empty")
     return question
-
-
-def _print(reply: Reply, form: Form) -> None:
-    if form == "json":
-        print_json(reply.to_dict())
-    else:
-        table = reply.table
-        print_csv(table.columns, ([row.get(name) for name in table.columns] for row in table))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 import click
 from rich.text import Text
 
-from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError
+from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, Turn
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import ConfigurationError
 
 from ._errors import INTERRUPTED, show_error
 from ._going_on import find_id, going_on_options, resumed_id
-from ._output import can_draw, terminal
+from ._output import Form, can_draw, form_options, print_reply, terminal
 from ._screen import Screen, table
 from ._server import Server, chatbot_argument, namespace_option, server_options
 from ._talk import Outcome, attempt, read_question
+from ._typed import remembering
 
 __all__ = ["chat"]
 
@@ -43,14 +45,23 @@ class _Leave(Exception):  # noqa: N818 - nothing is wrong
 @chatbot_argument
 @namespace_option
 @going_on_options
+@form_options
 @server_options
 def chat(
-    *, chatbot: str, namespace: str | None, go_on: bool, cid: str | None, server: Server
+    *,
+    chatbot: str,
+    namespace: str | None,
+    go_on: bool,
+    cid: str | None,
+    form: Form,
+    server: Server,
 ) -> None:
     """Talk to CHATBOT, by turns.
 
-    /help shows the commands. Without a terminal each line of the standard input is a question,
-    and the exit code is 1 when one of them failed.
+    /help shows the commands. With --json or --csv each answer is printed as `ask` does.
+
+    Without a terminal each line of the standard input is a question, and the exit code is 1 when
+    one of them failed.
     """
     cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
     console = terminal()
@@ -58,10 +69,14 @@ def chat(
     notes = None if interactive else terminal(stderr=True)
     screen = Screen(console, live=can_draw(console), notes=notes)
     with server.chat() as client:
-        talk = _Chat(server, client, screen, interactive=interactive)
+        talk = _Chat(server, client, screen, form=form, interactive=interactive)
         code = talk.run(chatbot, namespace, cid)
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _nothing() -> None:
+    """Keep nothing of what is typed."""
 
 
 @attrs.define
@@ -71,7 +86,9 @@ class _Chat:
     _server: Server
     _client: FluxbaseAIChat
     _screen: Screen
+    _form: Form = attrs.field(kw_only=True)
     _interactive: bool = attrs.field(kw_only=True)
+    _keep: Callable[[], None] = attrs.field(default=_nothing, init=False)
     # By chatbot and namespace: coming back to a chatbot is going on with it.
     _known: dict[tuple[str, str | None], Conversation] = attrs.field(factory=dict, init=False)
     _current: Conversation = attrs.field(init=False)
@@ -79,8 +96,13 @@ class _Chat:
     def run(self, chatbot: str, namespace: str | None, cid: str | None) -> int:
         """Take questions and commands until the user leaves; return the exit code."""
         self._talk_to(chatbot, namespace, cid)
-        if self._interactive:
-            self._note(f"You are talking to {chatbot}. /help shows the commands.")
+        if not self._interactive:
+            return self._loop()
+        self._note(f"You are talking to {harmless(chatbot)}. /help shows the commands.")
+        with remembering() as self._keep:
+            return self._loop()
+
+    def _loop(self) -> int:
         failed = False
         pressed = False  # whether the last that came was a Ctrl-C
         while True:
@@ -90,7 +112,7 @@ class _Chat:
                     self._command(text)
                     outcome: Outcome = "answered"
                 elif text.strip():
-                    outcome = attempt(self._screen, self._current, text.strip(), self._error)
+                    outcome = self._ask(text.strip())
                 else:
                     continue
             except (EOFError, _Leave) as end:
@@ -115,7 +137,19 @@ class _Chat:
     def _read(self) -> str:
         if self._interactive:
             click.echo()
-        return read_question(f"{harmless(self._current.chatbot)} {self._screen.prompt}")
+        try:
+            return read_question(f"{harmless(self._current.chatbot)} {self._screen.prompt}")
+        finally:
+            self._keep()
+
+    def _ask(self, question: str) -> Outcome:
+        return attempt(self._screen, self._current, question, show=self._show, tell=self._error)
+
+    def _show(self, turn: Turn) -> None:
+        if self._form == "text":
+            self._screen.answer(turn)
+        else:
+            print_reply(self._screen.reply(turn), self._form)
 
     def _error(self, error: FluxbaseChatError) -> None:
         if self._interactive:
