@@ -125,6 +125,12 @@ def test_json_is_the_whole_reply(server) -> None:
     assert "" == result.stderr
 
 
+def test_numbers_in_json_are_numbers(server) -> None:
+    """And none that only this library reads."""
+    result = invoke(server, "ask", BOT, "sql SELECT 12.5 AS a", "--json")
+    assert [{"a": 12.5}] == json.loads(result.stdout)["query_results"][0]["data"]
+
+
 def test_csv_is_the_last_table(server) -> None:
     """Nothing is cut, whatever the width."""
     long = "long " * 50

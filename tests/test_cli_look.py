@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import datetime as dt
 import io
 import json
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from click.testing import CliRunner, Result
-from servers import refusing_port
+from servers import Peer, RawServer, refusing_port
 from test_cli import (
     ESCAPE,
     Process,
@@ -126,6 +130,8 @@ def test_history_lists_and_shows(server) -> None:
         position = result.stdout.index(part, position) + len(part)
     values = json.loads(invoke(server, "history", "--json", "-n", "1").stdout)
     assert [last] == [value["id"] for value in values]
+    assert dt.datetime.fromisoformat(values[0]["updated_at"]).tzinfo is not None
+    assert "T" in values[0]["updated_at"]
     rows = list(csv.DictReader(io.StringIO(invoke(server, "history", "--csv").stdout)))
     assert [last, first] == [row["id"] for row in rows]
     messages = json.loads(invoke(server, "history", first, "--json").stdout)["messages"]
@@ -294,6 +300,27 @@ def test_a_plain_port_that_is_asked_for_tls(server) -> None:
     result = invoke(server, "doctor", "--json", "--url", server.ws_url.replace("ws:", "wss:"))
     assert ["ok", "ok", "failed"] + ["skipped"] * 5 == states(result)
     assert "Then the URL is ws://" in findings(result)["TLS"]["advice"]
+
+
+def test_a_server_with_a_certificate(server, tmp_path) -> None:
+    """It is trusted with its authority's file; without it the advice is to name that."""
+
+    def script(peer: Peer) -> None:
+        with contextlib.suppress(KeyError):  # a REST call, which it does not know
+            peer.serve()
+
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with RawServer(script, context=context) as other:
+        url = ("doctor", "--json", "--url", other.url, "--timeout", "5")
+        trusted = invoke(server, *url, "--ca-file", str(tmp_path / "ca.pem"), token=None)
+        refused = invoke(server, *url, token=None)
+    assert ["ok"] * 4 == states(trusted)[:4]
+    assert findings(trusted)["TLS"]["detail"].startswith("TLSv1.")
+    assert ["ok", "ok", "failed"] + ["skipped"] * 5 == states(refused)
+    assert "use --ca-file for an own authority" == findings(refused)["TLS"]["advice"]
 
 
 def test_a_path_that_is_wrong(server) -> None:

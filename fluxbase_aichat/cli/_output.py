@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import functools
 import io
 import json
@@ -73,7 +74,11 @@ def print_reply(reply: Reply, form: Form) -> None:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, dt.datetime) else str(value)
 
 
 def _cell(value: Any) -> str:
@@ -87,4 +92,4 @@ def _cell(value: Any) -> str:
         case Decimal() | int() | float():
             return str(value)
         case _:
-            return harmless(str(value))
+            return harmless(_plain(value))

@@ -59,14 +59,19 @@ class Server:
             )
         return settings
 
-    def chat(self) -> FluxbaseAIChat:
-        """Return a chat, not connected yet."""
-        return FluxbaseAIChat(exact_numbers=True, **self.settings)
+    def chat(self, *, exact: bool = True) -> FluxbaseAIChat:
+        """Return a chat, not connected yet.
 
-    def api(self, timeout: float | None = 30.0) -> FluxbaseAI:
-        """Return the REST side."""
-        timeout = timeout if self.timeout is None else self.timeout
-        return FluxbaseAI(self.url, self.token, exact_numbers=True, timeout=timeout, **self.options)
+        Numbers are `exact` for those who read them; in JSON they are to be numbers.
+        """
+        return FluxbaseAIChat(exact_numbers=exact, **self.settings)
+
+    def api(self, *, timeout: float = 30.0, exact: bool = True) -> FluxbaseAI:
+        """Return the REST side; numbers as in `chat`."""
+        timeout = self.timeout or timeout
+        return FluxbaseAI(
+            self.url, self.token, exact_numbers=exact, timeout=timeout, **self.options
+        )
 
     @contextlib.contextmanager
     def naming(self, chatbot: str) -> Iterator[None]:

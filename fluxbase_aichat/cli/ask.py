@@ -48,7 +48,7 @@ def ask(
     console = terminal()
     screen = Screen(console, live=can_draw(console), notes=terminal(stderr=True))
     cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
-    with server.chat() as chat, server.naming(chatbot):
+    with server.chat(exact=form != "json") as chat, server.naming(chatbot):
         try:
             with chat.conversation(chatbot, namespace, cid).send(text) as turn:
                 if form == "text":

@@ -68,7 +68,7 @@ def chat(
     interactive = console.is_terminal and sys.stdin.isatty()
     notes = None if interactive else terminal(stderr=True)
     screen = Screen(console, live=can_draw(console), notes=notes)
-    with server.chat() as client:
+    with server.chat(exact=form != "json") as client:
         talk = _Chat(server, client, screen, form=form, interactive=interactive)
         code = talk.run(chatbot, namespace, cid)
     if code:

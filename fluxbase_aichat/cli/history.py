@@ -55,7 +55,7 @@ def history(
     The beginning of an ID is enough. `ask CHATBOT --cid ID` and `chat CHATBOT --cid ID` go on with
     a conversation, and -c with the last one. Not every chatbot has its conversations stored.
     """
-    api = server.api()
+    api = server.api(exact=form != "json")
     if conversation_id is not None:
         _show(api.get_conversation(find_id(api, conversation_id)), form)
         return
