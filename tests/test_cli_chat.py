@@ -124,6 +124,14 @@ def test_what_is_wrong_is_told_and_the_chat_goes_on(server, line, told) -> None:
     assert "say still here" == asked(server)[-1][1]
 
 
+def test_what_is_no_text_is_a_wrong_call(server) -> None:
+    """And no traceback."""
+    result = CliRunner().invoke(app, ["chat", "keeper"], input=b"\xff\n", env=variables(server))
+    assert 2 == result.exit_code
+    assert "not text in UTF-8" in result.stderr
+    assert [] == asked(server)
+
+
 def test_quitting(server) -> None:
     """Nothing behind it is asked."""
     assert 0 == chat(server, "say one", "/quit", "say two").exit_code

@@ -90,7 +90,7 @@ class _Chat:
     _interactive: bool = attrs.field(kw_only=True)
     _keep: Callable[[], None] = attrs.field(default=_nothing, init=False)
     # By chatbot and namespace: coming back to a chatbot is going on with it.
-    _known: dict[tuple[str, str | None], Conversation] = attrs.field(factory=dict, init=False)
+    _known: dict[tuple[str, str], Conversation] = attrs.field(factory=dict, init=False)
     _current: Conversation = attrs.field(init=False)
 
     def run(self, chatbot: str, namespace: str | None, cid: str | None) -> int:
@@ -114,7 +114,7 @@ class _Chat:
                 elif text.strip():
                     outcome = self._ask(text.strip())
                 else:
-                    continue
+                    outcome = "answered"  # there was nothing to it
             except (EOFError, _Leave) as end:
                 if self._interactive and isinstance(end, EOFError):
                     click.echo()
@@ -126,6 +126,8 @@ class _Chat:
                 pressed = True
                 self._note(_AGAIN)
                 continue
+            except UnicodeDecodeError:
+                raise click.UsageError("the standard input is not text in UTF-8") from None
             except FluxbaseChatError as error:  # a command's; an answer's is told
                 self._error(error)
                 outcome = "failed"
@@ -162,11 +164,12 @@ class _Chat:
 
     def _talk_to(self, chatbot: str, namespace: str | None, cid: str | None = None) -> None:
         """Change the conversation, once the server has started the new one."""
-        known = None if cid else self._known.get((chatbot, namespace))
+        name = (chatbot, namespace or "default")
+        known = None if cid else self._known.get(name)
         conversation = known or self._client.conversation(chatbot, namespace, cid)
         with self._server.naming(chatbot):
             conversation.start()
-        self._known[chatbot, namespace] = self._current = conversation
+        self._known[name] = self._current = conversation
 
     # -- the commands -----------------------------------------------------------------------
 
@@ -188,7 +191,6 @@ class _Chat:
             case "/new", []:
                 current = self._current
                 self._known.pop((current.chatbot, current.namespace), None)
-                self._known.pop((current.chatbot, None), None)
                 self._talk_to(current.chatbot, current.namespace)
                 self._note("This is a new conversation.")
             case "/history", []:
