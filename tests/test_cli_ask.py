@@ -195,6 +195,32 @@ def test_a_terminal_gets_blocks_and_a_spinner() -> None:
     assert " tokens (" in rest
 
 
+def test_a_pipe_with_a_terminal_beside_it_gets_a_spinner_there() -> None:
+    """It turns on stderr, and the pipe has the answer alone."""
+    gate = Gate()
+    end, inner = os.openpty()
+    with (
+        DevServer(pause=lambda _: gate.is_open or gate.wait(30)) as server,
+        subprocess.Popen(  # noqa: S603 - our own command
+            [*COMMAND, "ask", BOT, "pause 1\nsay One."],
+            cwd=ROOT,
+            env=environment(TERM="xterm-256color", **variables(server)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=inner,
+        ) as process,
+    ):
+        os.close(inner)
+        shown = b""
+        while b"Generating response..." not in shown:
+            shown += os.read(end, 4096)
+        gate.open()
+        assert process.stdout is not None
+        assert b"One.\n" == process.stdout.read()
+        assert 0 == process.wait(DEADLINE)
+    os.close(end)
+
+
 def test_ctrl_c_cancels_and_leaves() -> None:
     """The server is told, the exit code is the shell's, and there is no traceback."""
     gate = Gate()
