@@ -31,14 +31,20 @@ def _version() -> str:
         return "of a source tree that is not installed"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return the commands as they were added, what is wanted most often first."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_version(), prog_name="fluxbase-aichat")
 def app() -> None:
     """Chat with the AI chatbots of a Fluxbase server."""
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve, ask, chat, batch, bots, history, login, doctor, completion):
+for _command in (ask, chat, bots, history, batch, login, doctor, demo, serve, completion):
     app.add_command(_command)
 
 
