@@ -366,7 +366,18 @@ def test_help_lists_the_commands() -> None:
     """`--help` and no command at all say what there is."""
     ran = run("--help")
     assert 0 == ran.returncode
-    commands = "ask chat bots history batch login doctor demo serve completion".split()
+    commands = [
+        "ask",
+        "chat",
+        "bots",
+        "history",
+        "batch",
+        "login",
+        "doctor",
+        "demo",
+        "serve",
+        "completion",
+    ]
     listed = ran.stdout.partition("Commands:\n")[2]
     assert commands == re.findall(r"^  (\w+)  .+$", listed, re.MULTILINE)
     assert ran.stdout == run().stderr
