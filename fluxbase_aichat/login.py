@@ -273,6 +273,15 @@ class PasswordLogin(_Source):
             allow_insecure=allow_insecure,
         )
 
+    @property
+    def refresh_token(self) -> str | None:
+        """What a `RefreshToken` of another process goes on with. It is a secret.
+
+        `None` before the first token, and from a server that gives none.
+        """
+        held = self._held
+        return None if held is None else held.tokens.refresh
+
     def _renew(self, old: _Tokens | None) -> _Tokens:
         if old is not None and old.refresh is not None:
             try:

@@ -536,3 +536,13 @@ def test_a_fork_takes_the_tokens_along() -> None:
 
     login = PasswordLogin("https://chat.example", "a@b", "p4ssword")
     assert login in _lifetime._forking
+
+
+def test_another_process_goes_on_with_a_sign_in(server) -> None:
+    """With its refresh token, which there is once somebody has signed in."""
+    login = PasswordLogin(server.url, *ANN)
+    assert login.refresh_token is None
+    login()
+    assert login.refresh_token is not None
+    token = RefreshToken(server.url, login.refresh_token)
+    assert 0 == FluxbaseAI(server.url, token).list_conversations().total

@@ -6,17 +6,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
-from fluxbase_aichat._harmless import harmless
-from fluxbase_aichat.errors import FluxbaseChatError, MissingExtraError
+from fluxbase_aichat.errors import FluxbaseChatError
 
+from ._errors import INTERRUPTED, exit_code, show_error
 from ._log import show_log
+from .ask import ask
 from .batch import batch
+from .bots import bots
+from .chat import chat
+from .completion import completion
 from .demo import demo
+from .doctor import doctor
+from .history import history
+from .login import login
 from .serve import serve
 
 __all__ = ["run"]
-
-_INTERRUPTED = 130  # what shells use for a process that Ctrl-C has ended
 
 
 def _version() -> str:
@@ -26,14 +31,20 @@ def _version() -> str:
         return "of a source tree that is not installed"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    def list_commands(self, _: click.Context) -> list[str]:
+        """Return the commands as they were added, what is wanted most often first."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(_version(), prog_name="fluxbase-aichat")
 def app() -> None:
     """Chat with the AI chatbots of a Fluxbase server."""
 
 
 # In the order of --help. A new command is a new module and a line here.
-for _command in (demo, serve, batch):
+for _command in (ask, chat, bots, history, batch, login, doctor, demo, serve, completion):
     app.add_command(_command)
 
 
@@ -43,13 +54,11 @@ def run() -> int:
         show_log()
         code = app.main(prog_name="fluxbase-aichat", standalone_mode=False)
     except FluxbaseChatError as error:
-        click.echo(f"Error: {harmless(str(error.args[0] if error.args else error))}", err=True)
-        if error.hint:
-            click.echo(f"Hint: {harmless(error.hint)}", err=True)
-        return 2 if isinstance(error, MissingExtraError) else 1
+        show_error(error)
+        return exit_code(error)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
+        return INTERRUPTED
     return code if isinstance(code, int) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,8 +20,11 @@ from rich.text import Text
 
 from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
 from fluxbase_aichat._harmless import harmless
+from fluxbase_aichat.stored import StoredMessage
 
-__all__ = ["Screen"]
+from ._errors import hint_of, message_of
+
+__all__ = ["Screen", "table"]
 
 _ROWS: Final = 20
 """As many rows of a result are shown."""
@@ -45,11 +48,17 @@ class Screen:
 
     With `live` the last lines of the terminal are drawn again as words come; whatever is complete
     stands above them for good. Without it only complete paragraphs are printed.
+
+    What is no part of an answer goes to `notes`, if there is another console for it: the tokens,
+    and, where the answer itself is not drawn, that one is waited for.
     """
 
-    def __init__(self, console: Console, *, live: bool) -> None:
+    def __init__(self, console: Console, *, live: bool, notes: Console | None = None) -> None:
         self._console = console
         self._live = live
+        self._notes = console if notes is None else notes
+        # A file with an answer alone begins with the answer.
+        self._begun = live or notes is None
         # Guards what is drawn, and the drawing, while an answer grows.
         self._lock = threading.Lock()
         self._pending = ""
@@ -60,7 +69,9 @@ class Screen:
         """Print, each after a blank line."""
         self._steps = False
         for renderable in renderables:
-            self._console.print()
+            if self._begun:
+                self._console.print()
+            self._begun = True
             self._console.print(renderable)
 
     def question(self, text: str) -> None:
@@ -74,10 +85,20 @@ class Screen:
 
     def error(self, error: FluxbaseChatError) -> None:
         """Show what went wrong, and what to do about it."""
-        message = str(error.args[0]) if error.args else type(error).__name__
-        self.print(Text(f"Error: {harmless(message)}", style="red"))
+        self.print(Text(f"Error: {message_of(error)}", style="red"))
         if error.hint:
-            self._console.print(Text(f"Hint: {harmless(error.hint)}", style="yellow"))
+            self._console.print(Text(f"Hint: {hint_of(error)}", style="yellow"))
+
+    def stored(self, messages: Sequence[StoredMessage]) -> None:
+        """Show what was said before."""
+        for message in messages:
+            if message.role == "user":
+                self.question(harmless(message.content))
+                continue
+            for result in message.query_results:
+                self._result(result)
+            if message.content.strip():
+                self.print(_markdown(message.content))
 
     def answer(self, turn: Turn) -> None:
         """Show an answer from its first event to its last; raise what made it fail."""
@@ -88,20 +109,47 @@ class Screen:
                 with self._lock:
                     self._show(event)
         if not turn.cancelled:
-            self.print(_footer(turn.result()))
+            self._steps = False
+            if self._live or self._notes is self._console:
+                self._notes.print()
+            self._notes.print(_footer(turn.result()))
+
+    def reply(self, turn: Turn) -> Reply:
+        """Wait for a whole answer, and show nothing of it but that it is waited for."""
+        self._spinner.update(text=Text("Waiting for the answer...", style="cyan"))
+        with self._turning():
+            for event in turn:
+                if isinstance(event, events.Progress):
+                    with self._lock:
+                        self._spin(_line(event.message or event.step))
+        return turn.result()
 
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
         """Draw the growing end of the answer; whatever ends it, what has come stays."""
-        if not self._live:
+        draw = self._refreshing(self._console, self._growing) if self._live else self._turning()
+        with draw:
             try:
                 yield
             finally:
-                self._flush(len(self._pending))
-            return
+                with self._lock:
+                    self._flush(len(self._pending))
+
+    def _turning(self) -> contextlib.AbstractContextManager[None]:
+        """Show that an answer is waited for, beside what is printed, where that can be drawn."""
+        notes = self._notes
+        if notes is self._console or not notes.is_terminal or notes.is_dumb_terminal:
+            return contextlib.nullcontext()
+        return self._refreshing(notes, lambda: self._spinner)
+
+    @contextlib.contextmanager
+    def _refreshing(
+        self, console: Console, renderable: Callable[[], RenderableType]
+    ) -> Iterator[None]:
+        """Draw something again and again at the end of a terminal; in the end it is gone."""
         live = Live(
-            console=self._console,
-            get_renderable=self._growing,
+            console=console,
+            get_renderable=renderable,
             auto_refresh=False,  # rich's own thread and another's print garble each other
             redirect_stdout=False,
             redirect_stderr=False,
@@ -123,7 +171,6 @@ class Screen:
             finally:
                 over.set()
                 artist.join()
-                self._flush(len(self._pending))
 
     def _growing(self) -> RenderableType:
         if not self._pending:
@@ -149,7 +196,9 @@ class Screen:
 
     def _progress(self, step: str, message: str) -> None:
         """Say what the server does. In a terminal only a tool's step stays to be read."""
-        self._spinner.update(text=Text(message, style="cyan"))
+        self._spin(message)
+        if self._notes is not self._console and not self._live:
+            return  # what is printed is the answer alone
         if not self._console.is_terminal or step in _TOOLS:
             self._flush(len(self._pending))
             if not self._steps:
@@ -157,12 +206,15 @@ class Screen:
             self._console.print(Text(f"[{_line(step)}] {message}", style="cyan dim"))
             self._steps = True
 
+    def _spin(self, message: str) -> None:
+        self._spinner.update(text=Text(message, style="cyan"))
+
     def _result(self, result: QueryResult) -> None:
         self._flush(len(self._pending))
         if result.query:
             self.print(_sql(harmless(result.query)))
         if result.data:
-            self.print(_table(result))
+            self.print(table(result.columns, result[:_ROWS]))
             if len(result) > _ROWS:
                 self._console.print(Text(f"… and {len(result) - _ROWS:,} more rows", style="dim"))
         else:
@@ -202,21 +254,20 @@ def _sql(query: str) -> Text:
     return sql
 
 
-def _table(result: QueryResult) -> Table:
-    """Return the first rows, in the order of the query's columns, cut to the terminal's width."""
-    rows = result[:_ROWS]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return rows as a table, cut to the terminal's width."""
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     cells = []
-    for name in result.columns:
+    for name in columns:
         values = [row.get(name) for row in rows]
         numbers = all(value is None or _is_number(value) for value in values)
-        table.add_column(
+        drawn.add_column(
             Text(_line(name)), justify="right" if numbers else "left", no_wrap=True, min_width=3
         )
         cells.append(_cells(values))
     for row in zip(*cells, strict=True):
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn
 
 
 def _is_number(value: Any) -> bool:

@@ -25,6 +25,8 @@ from fluxbase_aichat.config import check_name
 from fluxbase_aichat.errors import ConfigurationError, FluxbaseChatError, QuotaError, RateLimitError
 from fluxbase_aichat.results import Reply
 
+from ._server import Server, chatbot_argument, namespace_option, server_options
+
 __all__ = ["batch"]
 
 Id = str | int | None
@@ -40,7 +42,7 @@ class _Question:
 
 
 @click.command()
-@click.argument("chatbot")
+@chatbot_argument
 @click.argument("questions", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "-o",
@@ -56,15 +58,16 @@ class _Question:
     show_default=True,
     help="As many questions are asked at once.",
 )
-@click.option("--namespace", help="The chatbot's namespace.  [default: default]")
-@click.option("--url", envvar="FLUXBASE_URL", show_envvar=True, help="The server's URL.")
+@namespace_option
+@server_options
 def batch(
+    *,
     chatbot: str,
     questions: Path,
     output: Path,
     workers: int,
     namespace: str | None,
-    url: str | None,
+    server: Server,
 ) -> None:
     """Ask CHATBOT the QUESTIONS of a file, and write each answer when it is there.
 
@@ -73,10 +76,8 @@ def batch(
     "error" in place of the reply. The answers come in any order.
 
     Run the same command again after an interruption: what has a reply is not asked again, what
-    has failed is. The token is taken from FLUXBASE_TOKEN.
+    has failed is.
     """
-    if not url:
-        raise ConfigurationError("FLUXBASE_URL is not set; it is the server's URL")
     asked = _read_questions(questions)
     if output.exists():
         if output.samefile(questions):
@@ -86,7 +87,6 @@ def batch(
                 "it is no file that can be gone on with", param_hint="--output"
             )
     todo = _unanswered(asked, output)
-    settings = {"ws_url": url, "token": os.environ.get("FLUXBASE_TOKEN")}
     failed = 0
     answered = len(asked) - len(todo)
 
@@ -108,7 +108,8 @@ def batch(
             progress.update(task, completed=answered + failed)
 
         texts = [question.text for question in todo]
-        ask_each(settings, chatbot, texts, tell, workers=workers, namespace=namespace)
+        with server.naming(chatbot):
+            ask_each(server.settings, chatbot, texts, tell, workers=workers, namespace=namespace)
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -9,10 +9,11 @@ from typing import Final
 import click
 from rich.console import Console
 
-from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError
+from fluxbase_aichat import FluxbaseAIChat
 from fluxbase_aichat.devserver import DevServer
 
 from ._screen import Screen
+from ._talk import attempt, read_question
 
 __all__ = ["CHATBOT", "INTRODUCTION", "QUESTIONS", "demo"]
 
@@ -65,29 +66,16 @@ def demo() -> None:
         with contextlib.suppress(KeyboardInterrupt):  # between two answers: the chat is over
             for question in QUESTIONS:
                 screen.question(question)
-                _attempt(screen, conversation, question)
+                attempt(screen, conversation, question)
             screen.print(_YOUR_TURN)
             while question := _ask_user(screen):
-                _attempt(screen, conversation, question)
-
-
-def _attempt(screen: Screen, conversation: Conversation, question: str) -> None:
-    """Ask one question; neither Ctrl-C nor an error is the end of the chat."""
-    try:
-        with conversation.send(question) as turn:  # which cancels it, if it is left early
-            screen.answer(turn)
-    except KeyboardInterrupt:
-        screen.print("[yellow]Cancelled.[/yellow]")
-    except FluxbaseChatError as error:
-        screen.error(error)
+                attempt(screen, conversation, question)
 
 
 def _ask_user(screen: Screen) -> str:
     """Return the user's next question, `""` at the end."""
-    with contextlib.suppress(ImportError):  # a Python without it has no line editing
-        import readline  # noqa: F401, PLC0415 - input() uses it when it is there
     try:
-        return input(f"\n{screen.prompt}").strip()
+        return read_question(f"\n{screen.prompt}").strip()
     except (EOFError, KeyboardInterrupt):
         click.echo()
         return ""

@@ -1,0 +1,71 @@
+"""How an error reaches the terminal, and the exit code that scripts see. It handles none."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from fluxbase_aichat._harmless import harmless
+from fluxbase_aichat.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    FluxbaseChatError,
+    MissingExtraError,
+    NotConnectedError,
+    PermissionDeniedError,
+    QuotaError,
+    RateLimitError,
+)
+
+__all__ = ["INTERRUPTED", "exit_code", "hint_of", "message_of", "show_error"]
+
+INTERRUPTED: Final = 130
+"""What shells use for a process that Ctrl-C has ended."""
+
+# The first that fits. A script tries 3 and 5 again, and nothing else.
+_CODES: Final = (
+    ((ConfigurationError, MissingExtraError), 2),
+    ((RateLimitError, QuotaError), 5),
+    ((AuthenticationError, PermissionDeniedError), 4),
+    ((ConnectError, ConnectionLostError, NotConnectedError, TimeoutError), 3),
+)
+
+# What the library says is for those who write Python.
+_OPTIONS: Final = {
+    "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
+    "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
+    "namespace=": "--namespace",
+    "allow_insecure=True": "--allow-insecure",
+}
+
+
+def exit_code(error: FluxbaseChatError) -> int:
+    """Return 2 for a wrong call, 3 no connection, 4 not allowed, 5 a limit, 1 for all else."""
+    return next((code for kinds, code in _CODES if isinstance(error, kinds)), 1)
+
+
+def message_of(error: FluxbaseChatError) -> str:
+    """Return what went wrong, without the hint, for a terminal."""
+    return _said(str(error.args[0]) if error.args else type(error).__name__)
+
+
+def hint_of(error: FluxbaseChatError) -> str:
+    """Return what to do about it, in the words of the command line."""
+    return _said(error.hint)
+
+
+def _said(text: str) -> str:
+    text = harmless(text)
+    for parameter, option in _OPTIONS.items():
+        text = text.replace(parameter, option)
+    return text
+
+
+def show_error(error: FluxbaseChatError) -> None:
+    """Print what went wrong, and what to do about it, on the standard error."""
+    click.echo(f"Error: {message_of(error)}", err=True)
+    if error.hint:
+        click.echo(f"Hint: {hint_of(error)}", err=True)

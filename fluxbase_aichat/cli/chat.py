@@ -1,0 +1,212 @@
+"""`fluxbase-aichat chat`: a conversation in the terminal, with commands that begin with a slash."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+import click
+from rich.text import Text
+
+from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, Turn
+from fluxbase_aichat._harmless import harmless
+from fluxbase_aichat.errors import ConfigurationError
+
+from ._errors import INTERRUPTED, show_error
+from ._going_on import find_id, going_on_options, resumed_id
+from ._output import Form, can_draw, form_options, print_reply, terminal
+from ._screen import Screen, table
+from ._server import Server, chatbot_argument, namespace_option, server_options
+from ._talk import Outcome, attempt, read_question
+from ._typed import remembering
+
+__all__ = ["chat"]
+
+_HELP: Final = r"""/bots                    list the chatbots
+/bot NAME [NAMESPACE]    talk to another chatbot; coming back goes on where you left it
+/new                     begin a new conversation with this one
+/history                 show what the server has stored of this conversation
+/cid [ID]                show this conversation's id, or go on with another one
+/help                    show this
+/quit                    leave, as Ctrl-D does
+
+A line that ends with \ goes on in the next. Three quotes alone on a line begin a question of
+several lines, and end it. Ctrl-C cancels an answer; twice, it leaves."""
+_AGAIN: Final = "Ctrl-C again leaves; /help says what else there is."
+
+
+class _Leave(Exception):  # noqa: N818 - nothing is wrong
+    """The user has had enough."""
+
+
+@click.command()
+@chatbot_argument
+@namespace_option
+@going_on_options
+@form_options
+@server_options
+def chat(
+    *,
+    chatbot: str,
+    namespace: str | None,
+    go_on: bool,
+    cid: str | None,
+    form: Form,
+    server: Server,
+) -> None:
+    """Talk to CHATBOT, by turns.
+
+    /help shows the commands. With --json or --csv each answer is printed as `ask` does.
+
+    Without a terminal each line of the standard input is a question, and the exit code is 1 when
+    one of them failed.
+    """
+    cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
+    console = terminal()
+    interactive = console.is_terminal and sys.stdin.isatty()
+    notes = None if interactive else terminal(stderr=True)
+    screen = Screen(console, live=can_draw(console), notes=notes)
+    with server.chat(exact=form != "json") as client:
+        talk = _Chat(server, client, screen, form=form, interactive=interactive)
+        code = talk.run(chatbot, namespace, cid)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _nothing() -> None:
+    """Keep nothing of what is typed."""
+
+
+@attrs.define
+class _Chat:
+    """The chat, and the conversations that it has gone through."""
+
+    _server: Server
+    _client: FluxbaseAIChat
+    _screen: Screen
+    _form: Form = attrs.field(kw_only=True)
+    _interactive: bool = attrs.field(kw_only=True)
+    _keep: Callable[[], None] = attrs.field(default=_nothing, init=False)
+    # By chatbot and namespace: coming back to a chatbot is going on with it.
+    _known: dict[tuple[str, str], Conversation] = attrs.field(factory=dict, init=False)
+    _current: Conversation = attrs.field(init=False)
+
+    def run(self, chatbot: str, namespace: str | None, cid: str | None) -> int:
+        """Take questions and commands until the user leaves; return the exit code."""
+        self._talk_to(chatbot, namespace, cid)
+        if not self._interactive:
+            return self._loop()
+        self._note(f"You are talking to {harmless(chatbot)}. /help shows the commands.")
+        with remembering() as self._keep:
+            return self._loop()
+
+    def _loop(self) -> int:
+        failed = False
+        pressed = False  # whether the last that came was a Ctrl-C
+        while True:
+            try:
+                text = self._read()
+                if text.startswith("/") and "\n" not in text:
+                    self._command(text)
+                    outcome: Outcome = "answered"
+                elif text.strip():
+                    outcome = self._ask(text.strip())
+                else:
+                    outcome = "answered"  # there was nothing to it
+            except (EOFError, _Leave) as end:
+                if self._interactive and isinstance(end, EOFError):
+                    click.echo()
+                return 1 if failed and not self._interactive else 0
+            except KeyboardInterrupt:
+                click.echo()
+                if pressed or not self._interactive:
+                    return INTERRUPTED
+                pressed = True
+                self._note(_AGAIN)
+                continue
+            except UnicodeDecodeError:
+                raise click.UsageError("the standard input is not text in UTF-8") from None
+            except FluxbaseChatError as error:  # a command's; an answer's is told
+                self._error(error)
+                outcome = "failed"
+            failed = failed or outcome == "failed"
+            pressed = outcome == "cancelled"
+            if pressed and not self._interactive:
+                return INTERRUPTED
+
+    def _read(self) -> str:
+        if self._interactive:
+            click.echo()
+        try:
+            return read_question(f"{harmless(self._current.chatbot)} {self._screen.prompt}")
+        finally:
+            self._keep()
+
+    def _ask(self, question: str) -> Outcome:
+        return attempt(self._screen, self._current, question, show=self._show, tell=self._error)
+
+    def _show(self, turn: Turn) -> None:
+        if self._form == "text":
+            self._screen.answer(turn)
+        else:
+            print_reply(self._screen.reply(turn), self._form)
+
+    def _error(self, error: FluxbaseChatError) -> None:
+        if self._interactive:
+            self._screen.error(error)
+        else:
+            show_error(error)
+
+    def _note(self, text: str) -> None:
+        self._screen.print(Text(text, style="dim"))
+
+    def _talk_to(self, chatbot: str, namespace: str | None, cid: str | None = None) -> None:
+        """Change the conversation, once the server has started the new one."""
+        name = (chatbot, namespace or "default")
+        known = None if cid else self._known.get(name)
+        conversation = known or self._client.conversation(chatbot, namespace, cid)
+        with self._server.naming(chatbot):
+            conversation.start()
+        self._known[name] = self._current = conversation
+
+    # -- the commands -----------------------------------------------------------------------
+
+    def _command(self, text: str) -> None:
+        name, *arguments = text.split()
+        match name, arguments:
+            case (("/quit" | "/exit"), []):
+                raise _Leave
+            case "/help", []:
+                self._note(_HELP)
+            case "/bots", []:
+                bots = self._server.api().list_chatbots()
+                rows = [{"name": bot.name, "description": bot.description} for bot in bots]
+                self._screen.print(table(("name", "description"), rows))
+            case "/bot", [bot]:
+                self._talk_to(bot, None)
+            case "/bot", [bot, namespace]:
+                self._talk_to(bot, namespace)
+            case "/new", []:
+                current = self._current
+                self._known.pop((current.chatbot, current.namespace), None)
+                self._talk_to(current.chatbot, current.namespace)
+                self._note("This is a new conversation.")
+            case "/history", []:
+                self._screen.stored(self._current.history())
+            case "/cid", []:
+                self._note(self._current.id or "")
+            case "/cid", [begun]:
+                self._resume(begun)
+            case _:
+                raise ConfigurationError(
+                    f"{harmless(text.splitlines()[0][:60])} is no command, or has other arguments",
+                    hint="/help shows them; a blank before the slash makes it a question",
+                )
+
+    def _resume(self, begun: str) -> None:
+        api = self._server.api()
+        stored = api.get_conversation(find_id(api, begun))
+        self._talk_to(stored.chatbot, stored.namespace, stored.id)
+        self._screen.stored(stored.messages)

@@ -1,0 +1,73 @@
+"""`fluxbase-aichat login`: signs in once, so that the other commands need no token."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from fluxbase_aichat import PasswordLogin
+from fluxbase_aichat._api import endpoint_of
+from fluxbase_aichat._harmless import harmless
+
+from ._logins import forget_login, login_file, save_login
+from ._server import Server, server_options
+
+__all__ = ["login"]
+
+_PASSWORD = "FLUXBASE_PASSWORD"  # noqa: S105 - its name
+
+
+@click.command()
+@click.argument("email", required=False)
+@click.option("--print", "printed", is_flag=True, help="Print an access token, and keep nothing.")
+@click.option("--forget", is_flag=True, help="Forget the login that is kept for the server.")
+@server_options
+def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> None:
+    """Sign in as EMAIL, and keep the login for the other commands.
+
+    The password is asked for; without a terminal it is read from the standard input, or taken from
+    FLUXBASE_PASSWORD. It is not kept: a token is, in a file that only you can read. FLUXBASE_TOKEN
+    and --token-file go before a login.
+    """
+    shown = endpoint_of(server.url)
+    try:
+        if forget:
+            known = forget_login(server.url)
+            click.echo(f"{'Forgot the' if known else 'There was no'} login for {shown}.", err=True)
+            return
+        if not email:
+            email = _line("E-mail address", hidden=False)
+        source = PasswordLogin(
+            server.url,
+            email,
+            os.environ.get(_PASSWORD) or _line("Password", hidden=True),
+            timeout=30.0 if server.timeout is None else server.timeout,
+            **server.options,
+        )
+        token = source()
+        if printed:
+            click.echo(token)
+            return
+        refresh_token = source.refresh_token
+        if refresh_token is None:
+            raise click.ClickException(
+                "this server gives no login that can be kept; use --print, and FLUXBASE_TOKEN"
+            )
+        save_login(server.url, refresh_token)
+    except OSError as error:
+        if not error.filename:
+            raise  # the library's own, which says all
+        raise click.ClickException(f"cannot write {login_file()}: {error.strerror}") from error
+    click.echo(f"Signed in at {shown} as {harmless(email)}.", err=True)
+
+
+def _line(prompt: str, *, hidden: bool) -> str:
+    """Return what is typed, or the next line of a pipe."""
+    if sys.stdin.isatty():
+        return str(click.prompt(prompt, hide_input=hidden, err=True))
+    line = sys.stdin.readline().rstrip("\r\n")
+    if not line:
+        raise click.UsageError(f"{prompt}: nothing came on the standard input")
+    return line
