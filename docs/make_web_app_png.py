@@ -3,7 +3,7 @@
 python docs/make_web_app_png.py
 """
 
-# ruff: noqa: INP001, S101 - a script
+# ruff: noqa: S101 - a script
 from __future__ import annotations
 
 import subprocess
