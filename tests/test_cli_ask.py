@@ -1,5 +1,7 @@
 """`fluxbase-aichat ask`: where the answer goes, who asks, and what ends it."""
 
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
 from __future__ import annotations
 
 import csv
@@ -7,24 +9,27 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
-from servers import Gate, refusing_port
-from test_cli import (
+from click.testing import CliRunner
+from commands import (
     COMMAND,
     DEADLINE,
     ESCAPE,
     ROOT,
     Process,
     environment,
-    interruptible,  # noqa: F401 - a fixture
+    failure,
+    home,
+    interruptible,
+    invoke,
     run,
+    server,
+    variables,
 )
+from servers import Gate, refusing_port
 
-from fluxbase_aichat import FluxbaseAI, FluxbaseChatError, Reply
+from fluxbase_aichat import FluxbaseAI, Reply
 from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.cli._errors import exit_code
 from fluxbase_aichat.devserver import DevServer
@@ -35,36 +40,6 @@ KEEPER = "keeper"
 """Its conversations are stored."""
 EVIL = f"{ESCAPE}]0;owned\x07{ESCAPE}[2J\x9b31m\u202e"
 """A title, a cleared screen, red, and a turned direction of writing."""
-
-
-@pytest.fixture
-def server() -> Iterator[DevServer]:
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    """Keep the logins of whoever runs the tests out of them."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path
-
-
-def variables(server: DevServer, token: str | None = None) -> dict[str, str]:
-    return {"FLUXBASE_URL": server.ws_url, "FLUXBASE_TOKEN": token or server.token()}
-
-
-def invoke(server: DevServer, *arguments: str, token: str | None = None, **options) -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(
-        app, arguments, env=variables(server, token), standalone_mode=False, **options
-    )
-
-
-def failure(result: Result) -> FluxbaseChatError:
-    """Return the error that a command has ended with."""
-    assert isinstance(result.exception, FluxbaseChatError), result
-    return result.exception
 
 
 def questions(server: DevServer) -> list[str]:

@@ -1,41 +1,21 @@
 """`fluxbase-aichat chat`: a conversation in a terminal, and without one."""
 
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
 from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
 
 import pytest
 from click.testing import CliRunner, Result
+from commands import ESCAPE, PROMPT, Process, home, interruptible, server, variables
 from servers import Gate
-from test_cli import (
-    ESCAPE,
-    PROMPT,
-    Process,
-    interruptible,  # noqa: F401 - a fixture
-)
 
 from fluxbase_aichat import FluxbaseAI
 from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.cli._typed import typed_file
 from fluxbase_aichat.devserver import DevServer
-
-
-@pytest.fixture
-def server() -> Iterator[DevServer]:
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> None:
-    """Keep the logins of whoever runs the tests out of them."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-
-
-def variables(server: DevServer) -> dict[str, str]:
-    return {"FLUXBASE_URL": server.ws_url, "FLUXBASE_TOKEN": server.token()}
 
 
 def chat(server: DevServer, *lines: str, bot: str = "keeper", options=()) -> Result:

@@ -1,5 +1,7 @@
 """`bots`, `history`, `login`, `doctor` and `completion`: all that is no talk."""
 
+# ruff: noqa: F401, F811 - fixtures are imported by name
+
 from __future__ import annotations
 
 import contextlib
@@ -10,55 +12,21 @@ import json
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import trustme
 from click.testing import CliRunner, Result
+from commands import ESCAPE, Process, failure, home, interruptible, invoke, run, server
+from proxies import Tunnel
 from servers import Peer, RawServer, refusing_port
-from test_cli import (
-    ESCAPE,
-    Process,
-    interruptible,  # noqa: F401 - a fixture
-    run,
-)
 
-from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, FluxbaseChatError
+from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat
 from fluxbase_aichat.cli import _logins
 from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.stored import Chatbot
 
 STEPS = ["name", "TCP", "TLS", "upgrade", "credentials", "feature", "chatbots", "round trip"]
-
-
-@pytest.fixture
-def server() -> Iterator[DevServer]:
-    with DevServer() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    """Keep the logins of whoever runs the tests out of them."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return tmp_path
-
-
-def invoke(server: DevServer, *arguments: str, token: str | None = "", **options) -> Result:
-    """Run a command in this process; `token=None` is anonymous."""
-    variables = {
-        "FLUXBASE_URL": server.ws_url,
-        "FLUXBASE_TOKEN": server.token() if token == "" else token,
-    } | options.pop("env", {})
-    return CliRunner().invoke(app, arguments, env=variables, standalone_mode=False, **options)
-
-
-def failure(result: Result) -> FluxbaseChatError:
-    """Return the error that a command has ended with."""
-    assert isinstance(result.exception, FluxbaseChatError), result
-    return result.exception
 
 
 def talk(server: DevServer, *texts: str) -> str:
@@ -302,25 +270,122 @@ def test_a_plain_port_that_is_asked_for_tls(server) -> None:
     assert "Then the URL is ws://" in findings(result)["TLS"]["advice"]
 
 
-def test_a_server_with_a_certificate(server, tmp_path) -> None:
+@pytest.fixture
+def elsewhere(monkeypatch) -> None:
+    """Have the name chat.example lead to this machine."""
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host: str, *args: object, **options: object) -> object:
+        return getaddrinfo("127.0.0.1" if host == "chat.example" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.fixture
+def trusted(tmp_path) -> tuple[ssl.SSLContext, str]:
+    """Return the certificate of chat.example and 127.0.0.1, and the file with its authority."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("chat.example", "127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return context, str(tmp_path / "ca.pem")
+
+
+def refusing(peer: Peer) -> None:
+    """Be a server that refuses the token."""
+    peer.read_request()
+    peer.refuse("401 Unauthorized", b'{"error": "expired"}')
+
+
+def test_a_token_for_another_machine(server, elsewhere, trusted) -> None:
+    """That the port is tried without TLS sends it nowhere, and is not mistaken for that."""
+    with RawServer(refusing, context=trusted[0]) as other:
+        url = f"wss://chat.example:{other.port}"
+        result = invoke(server, "doctor", "--json", "--url", url, "--ca-file", trusted[1])
+    assert ["ok"] * 4 + ["failed"] + ["skipped"] * 3 == states(result)
+    with refusing_port() as port:
+        url = f"wss://chat.example:{port}"
+        result = invoke(server, "doctor", "--json", "--url", url)
+    assert f"cannot connect to {url}/ai/ws: " in findings(result)["TCP"]["detail"]
+
+
+def test_through_a_proxy(server, trusted) -> None:
+    """It is asked for the name, and the line says that the way leads through it."""
+    with RawServer(refusing, context=trusted[0]) as other:
+        tunnel = Tunnel(other.port)
+        with RawServer(tunnel.http) as proxy:
+            way = ("--proxy", f"http://127.0.0.1:{proxy.port}", "--ca-file", trusted[1])
+            result = invoke(server, "doctor", "--json", "--url", "wss://chat.example", *way)
+    assert ["skipped"] + ["ok"] * 3 + ["failed"] + ["skipped"] * 3 == states(result)
+    assert findings(result)["TCP"]["detail"].startswith("port 443 answers through the proxy")
+    assert {("chat.example", 443)} == set(tunnel.targets)
+
+
+def test_a_proxy_that_is_down(server) -> None:
+    """The advice is about the proxy, not about the server."""
+    with refusing_port() as port:
+        way = ("--url", "wss://chat.example", "--proxy", f"http://127.0.0.1:{port}")
+        result = invoke(server, "doctor", "--json", *way)
+    assert ["skipped", "failed"] + ["skipped"] * 6 == states(result)
+    tcp = findings(result)["TCP"]
+    assert f"cannot connect to the proxy http://127.0.0.1:{port}" in tcp["detail"]
+    assert tcp["advice"].startswith("is the proxy the right one")
+    assert 3 == result.return_value
+
+
+def test_a_proxy_that_refuses(server) -> None:
+    """What it says of a password goes before the general advice."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.refuse("407 Proxy Authentication Required")
+
+    with RawServer(script) as proxy:
+        way = ("--url", "wss://chat.example", "--proxy", f"http://127.0.0.1:{proxy.port}")
+        result = invoke(server, "doctor", "--json", *way)
+    assert "put user:password@ into --proxy" in findings(result)["TCP"]["advice"]
+
+
+def test_a_proxy_in_the_environment_that_is_none(server) -> None:
+    """It is an error that says where it stands."""
+    way = ("--url", "wss://chat.example", "--proxy", "env")
+    error = failure(invoke(server, "doctor", *way, env={"https_proxy": "gopher://x"}))
+    assert "in the environment: " in str(error)
+
+
+@pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}], ids=str)
+def test_a_terminal_that_wants_no_colours(server, variables) -> None:
+    """The doctor's marks are words as well."""
+    settings = {"FLUXBASE_URL": server.url, "TERM": "xterm"} | variables
+    with Process("doctor", terminal=True, **settings) as doctor:
+        doctor.end()
+    assert b"ok       name" in doctor._raw
+    assert b"\x1b[3" not in doctor._raw
+
+
+def test_a_narrow_terminal_gets_a_line_for_each_step(server) -> None:
+    """It breaks them itself, and they can be copied whole."""
+    with Process("doctor", terminal=True, COLUMNS="30", FLUXBASE_URL=server.url) as doctor:
+        _, text = doctor.end()
+    assert STEPS == [line[9:20].strip() for line in text.splitlines()]
+
+
+def test_a_server_with_a_certificate(server, trusted) -> None:
     """It is trusted with its authority's file; without it the advice is to name that."""
 
     def script(peer: Peer) -> None:
         with contextlib.suppress(KeyError):  # a REST call, which it does not know
             peer.serve()
 
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context, file = trusted
     with RawServer(script, context=context) as other:
         url = ("doctor", "--json", "--url", other.url, "--timeout", "5")
-        trusted = invoke(server, *url, "--ca-file", str(tmp_path / "ca.pem"), token=None)
-        refused = invoke(server, *url, token=None)
-    assert ["ok"] * 4 == states(trusted)[:4]
-    assert findings(trusted)["TLS"]["detail"].startswith("TLSv1.")
-    assert ["ok", "ok", "failed"] + ["skipped"] * 5 == states(refused)
-    assert "use --ca-file for an own authority" == findings(refused)["TLS"]["advice"]
+        right = invoke(server, *url, "--ca-file", file, token=None)
+        wrong = invoke(server, *url, token=None)
+    assert ["ok"] * 4 == states(right)[:4]
+    assert findings(right)["TLS"]["detail"].startswith("TLSv1.")
+    assert ["ok", "ok", "failed"] + ["skipped"] * 5 == states(wrong)
+    assert "use --ca-file for an own authority" == findings(wrong)["TLS"]["advice"]
 
 
 def test_a_path_that_is_wrong(server) -> None:

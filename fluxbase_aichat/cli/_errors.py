@@ -13,6 +13,7 @@ from fluxbase_aichat.errors import (
     ConnectError,
     ConnectionLostError,
     FluxbaseChatError,
+    LocalProtocolError,
     MissingExtraError,
     NotConnectedError,
     PermissionDeniedError,
@@ -27,7 +28,7 @@ INTERRUPTED: Final = 130
 
 # The first that fits. A script tries 3 and 5 again, and nothing else.
 _CODES: Final = (
-    ((ConfigurationError, MissingExtraError), 2),
+    ((ConfigurationError, LocalProtocolError, MissingExtraError), 2),
     ((RateLimitError, QuotaError), 5),
     ((AuthenticationError, PermissionDeniedError), 4),
     ((ConnectError, ConnectionLostError, NotConnectedError, TimeoutError), 3),
@@ -39,6 +40,10 @@ _OPTIONS: Final = {
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
     "namespace=": "--namespace",
     "allow_insecure=True": "--allow-insecure",
+    "ws_url must": "the URL must",
+    "ws_url cannot": "the URL cannot",
+    "; use token=": "; a token goes into FLUXBASE_TOKEN",
+    "@ into proxy": "@ into --proxy",
 }
 
 

@@ -10,12 +10,13 @@ from typing import Literal
 
 import attrs
 import click
+from rich.text import Text
 
 from fluxbase_aichat import FluxbaseAIChat
 from fluxbase_aichat._deadline import Deadline
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat._lifetime import calling
-from fluxbase_aichat._net import Waker, call, open_socket
+from fluxbase_aichat._net import call, open_socket
 from fluxbase_aichat._proxy import opener
 from fluxbase_aichat.errors import (
     AuthenticationError,
@@ -28,13 +29,19 @@ from fluxbase_aichat.errors import (
 )
 
 from ._errors import exit_code, hint_of, message_of
-from ._output import Form, form_options, print_csv, print_json
+from ._output import Form, form_options, print_csv, print_json, terminal
 from ._server import Server, namespace_option, server_options
 
 __all__ = ["doctor"]
 
 _SECONDS = 10.0
 """For each step of connecting."""
+
+_SERVER_DOWN = "does the server run, at this port, and no firewall before it?"
+_PROXY_DOWN = (
+    'is the proxy the right one (--proxy, or with "env" the environment\'s variables), does it run, '
+    "and may it connect to this server?"
+)
 
 Status = Literal["ok", "failed", "skipped"]
 _COLOURS = {"ok": "green", "failed": "red", "skipped": "yellow"}
@@ -80,9 +87,10 @@ def doctor(*, chatbot: str | None, namespace: str | None, form: Form, server: Se
 
 
 def _print(finding: _Finding) -> None:
-    mark = click.style(f"{finding.status:<7}", fg=_COLOURS[finding.status])
+    mark = (f"{finding.status:<7}", _COLOURS[finding.status])
     advice = f" - {finding.advice}" if finding.advice else ""
-    click.echo(f"{mark}  {finding.check:<11}  {finding.detail}{advice}")
+    line = Text.assemble(mark, f"  {finding.check:<11}  {finding.detail}{advice}")
+    terminal().print(line, soft_wrap=True)  # one line each, however narrow the terminal
 
 
 class _Examination:
@@ -107,7 +115,7 @@ class _Examination:
         """Check one after the other."""
         steps: tuple[tuple[str, Callable[[], str], str], ...] = (
             ("name", self._name, "is the host's name right, and this machine online?"),
-            ("TCP", self._tcp, "does the server run, at this port, and no firewall before it?"),
+            ("TCP", self._tcp, _PROXY_DOWN if self._proxied else _SERVER_DOWN),
             ("TLS", self._tls, "ask who runs the server; --ca-file trusts an authority"),
             ("upgrade", self._upgrade, "is this the URL of a Fluxbase server, or of its chat?"),
             ("credentials", self._credentials, "sign in: `fluxbase-aichat login`"),
@@ -133,7 +141,7 @@ class _Examination:
 
     def _name(self) -> str:
         if self._proxied:
-            raise _Skip("a proxy looks it up")
+            raise _Skip("it is left to the proxy")
         host, port = self._endpoint.host, self._endpoint.port
         with calling() as waker:
             try:
@@ -163,19 +171,22 @@ class _Examination:
         return f"{self._open(secure=True)}, with a certificate that is trusted"
 
     def _open(self, *, secure: bool) -> str:
+        """Open a connection to the server's port; return the version of its TLS."""
+        # Nothing is said on it, so that it may be a plain one to a server with TLS.
         endpoint = attrs.evolve(self._endpoint, secure=secure)
+        context = self._settings.ssl_context
         with calling() as waker:
-            sock = self._socket(endpoint, waker)
+            try:
+                sock = open_socket(
+                    endpoint, context, Deadline(_SECONDS), waker, opener(self._settings)
+                )
+            except ConnectError as error:
+                told = str(error.args[0]).replace(str(endpoint), str(self._endpoint))
+                error.args = (told,)
+                raise
             with contextlib.closing(sock):
                 version = getattr(sock, "version", None)
                 return str(version()) if version is not None else ""
-
-    def _socket(self, endpoint: object, waker: Waker) -> socket.socket:
-        settings = attrs.evolve(self._settings, endpoint=endpoint)
-        deadline = Deadline(_SECONDS)
-        return open_socket(
-            settings.endpoint, settings.ssl_context, deadline, waker, opener(self._settings)
-        )
 
     def _upgrade(self) -> str:
         try:
