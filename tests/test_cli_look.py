@@ -7,21 +7,25 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime as dt
+import errno
 import io
 import json
 import socket
 import ssl
 import stat
+import threading
+from pathlib import Path
 
+import helpers
 import pytest
 import trustme
 from click.testing import CliRunner, Result
 from commands import ESCAPE, Process, failure, home, interruptible, invoke, run, server
 from proxies import Tunnel
-from servers import Peer, RawServer, refusing_port
+from servers import WAIT, Gate, Peer, RawServer, refusing_port
 
 from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat
-from fluxbase_aichat.cli import _logins
+from fluxbase_aichat.cli import _files, _logins
 from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.stored import Chatbot
@@ -188,11 +192,90 @@ def test_nothing_is_lost_when_writing_is_interrupted(monkeypatch) -> None:
 
     _logins.save_login("https://one.example", "first")
     before = _logins.login_file().read_bytes()
-    monkeypatch.setattr(_logins.os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        _logins.save_login("https://two.example", "second")
-    assert before == _logins.login_file().read_bytes()
-    assert [_logins.login_file()] == list(_logins.login_file().parent.iterdir())
+    file = _logins.login_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(_files.os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            _logins.save_login("https://two.example", "second")
+    assert before == file.read_bytes()
+    assert {file, file.with_suffix(".lock")} == set(file.parent.iterdir())
+
+
+def test_logins_behind_a_link(home) -> None:
+    """Who keeps their settings elsewhere finds them there."""
+    file = _logins.login_file()
+    file.parent.mkdir(parents=True)
+    file.symlink_to(home / "kept")
+    _logins.save_login("https://one.example", "first")
+    assert {"https://one.example/api/v1": "first"} == json.loads((home / "kept").read_text())
+
+
+class Rotating:
+    """A server whose refresh tokens are good for one refresh."""
+
+    def __init__(self) -> None:
+        self.good = ["token 0"]
+        self.gate = Gate()
+        self.asked = threading.Event()
+
+    def __call__(self, peer: Peer) -> None:
+        """Refresh, once the gate is open."""
+        peer.read_request()
+        used = json.loads(peer.read_exactly(int(peer.headers["content-length"])))["refresh_token"]
+        self.asked.set()
+        self.gate.wait()
+        if used != self.good[-1]:
+            peer.refuse("401 Unauthorized", b'{"error": "used"}')
+            return
+        self.good.append(f"token {len(self.good)}")
+        answer = {"access_token": "x", "refresh_token": self.good[-1], "expires_in": 900}
+        peer.refuse("200 OK", json.dumps(answer).encode())
+
+
+def test_two_commands_refresh_one_login() -> None:
+    """The second waits for the first, and goes on with what that has kept."""
+    service = Rotating()
+    with RawServer(service) as other:
+        _logins.save_login(other.url, "token 0")
+        sources = [_logins.saved_login(other.url, {}) for _ in range(2)]
+        first = helpers.run(sources[0])
+        assert service.asked.wait(WAIT)
+        second = helpers.run(sources[1])
+        service.gate.open()
+        assert ["x", "x"] == [first.result(), second.result()]
+        assert "x" == sources[0]()  # with the second's
+    assert 4 == len(service.good)
+    assert [service.good[-1]] == list(_logins._read().values())
+
+
+def test_a_login_that_is_forgotten_meanwhile_stays_so() -> None:
+    """A command that still runs goes on, and does not keep it anew."""
+    service = Rotating()
+    service.gate.open()
+    with RawServer(service) as other:
+        _logins.save_login(other.url, "token 0")
+        source = _logins.saved_login(other.url, {})
+        _logins.forget_login(other.url)
+        assert "x" == source()
+    assert {} == _logins._read()
+
+
+def test_a_login_in_a_folder_that_cannot_be_written(monkeypatch) -> None:
+    """It serves all the same."""
+    service = Rotating()
+    service.gate.open()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with RawServer(service) as other:
+        _logins.save_login(other.url, "token 0")
+        source = _logins.saved_login(other.url, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            patch.setattr(_logins, "write_whole", full)
+            assert "x" == source()
+    assert ["token 0"] == list(_logins._read().values())
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"http://x": 1}'])

@@ -38,6 +38,7 @@ _CODES: Final = (
 _OPTIONS: Final = {
     "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
+    "any more: sign in again": "any more: `fluxbase-aichat login` signs in again",
     "namespace=": "--namespace",
     "allow_insecure=True": "--allow-insecure",
     "ws_url must": "the URL must",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,25 +14,40 @@ from fluxbase_aichat import RefreshToken
 from fluxbase_aichat._api import endpoint_of
 from fluxbase_aichat.config import RenewableToken
 
+from ._files import lock, write_whole
+
 __all__ = ["forget_login", "login_file", "save_login", "saved_login"]
 
 _DEMO: Final = "demo:"
 
 
 class _SavedLogin(RenewableToken):
-    """Refreshes the token of a saved login, and keeps what serves the next time."""
+    """Refreshes the token of a saved login, and keeps what serves the next time.
+
+    Of several commands one does so at a time, with what the one before has kept: on many servers
+    a refresh token is good for one refresh.
+    """
 
     def __init__(self, url: str, kept: str, options: dict[str, Any]) -> None:
         self._url = url
+        self._name = str(endpoint_of(url))
+        self._options = options
         self._kept = kept
         self._source = RefreshToken(url, kept, **options)
 
     def __call__(self) -> str:
-        token = self._source()
-        if (now := self._source.refresh_token) != self._kept:
-            self._kept = now
-            with contextlib.suppress(OSError):  # this time it works all the same
-                save_login(self._url, now)
+        with _alone():
+            logins = _read()
+            kept = logins.get(self._name)
+            if kept is not None and kept != self._kept:
+                self._kept = kept
+                self._source = RefreshToken(self._url, kept, **self._options)
+            token = self._source()
+            now = self._source.refresh_token
+            if now != kept and kept is not None:  # who has forgotten it means it
+                self._kept = now
+                with contextlib.suppress(OSError):  # this time it works all the same
+                    _write(logins | {self._name: now})
         return token
 
     def refused(self, token: str) -> None:
@@ -58,16 +72,32 @@ def saved_login(url: str, options: dict[str, Any]) -> _SavedLogin | None:
 
 def save_login(url: str, refresh_token: str) -> None:
     """Keep a login in place of the server's last one; raise `OSError`."""
-    _write(_read() | {str(endpoint_of(url)): refresh_token})
+    with _alone():
+        _write(_read() | {str(endpoint_of(url)): refresh_token})
 
 
 def forget_login(url: str) -> bool:
     """Forget a server's login; say whether there was one. Raises `OSError`."""
-    logins = _read()
-    if logins.pop(str(endpoint_of(url)), None) is None:
-        return False
-    _write(logins)
-    return True
+    with _alone():
+        logins = _read()
+        if logins.pop(str(endpoint_of(url)), None) is None:
+            return False
+        _write(logins)
+        return True
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other command change the logins meanwhile; not twice on one thread.
+
+    Where the folder cannot be written, none of them can.
+    """
+    file = login_file().with_suffix(".lock")  # the logins' own is replaced by each who writes it
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock(stack.enter_context(file.open("ab")), wait=True)
+        yield
 
 
 def _read() -> dict[str, str]:
@@ -82,19 +112,6 @@ def _read() -> dict[str, str]:
 
 
 def _write(logins: dict[str, str]) -> None:
-    """Write all of the file, or leave it as it was: whoever is interrupted loses nothing."""
     file = login_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    # mkstemp's files are their owner's alone.
-    handle, name = tempfile.mkstemp(prefix=f"{file.name}.", dir=file.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as temporary:
-            json.dump(logins, temporary, indent=2)
-            temporary.write("\n")
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        Path(name).replace(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise
+    write_whole(file, json.dumps(logins, indent=2) + "\n", private=True)

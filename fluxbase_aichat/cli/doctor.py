@@ -39,8 +39,8 @@ _SECONDS = 10.0
 
 _SERVER_DOWN = "does the server run, at this port, and no firewall before it?"
 _PROXY_DOWN = (
-    'is the proxy the right one (--proxy, or with "env" the environment\'s variables), does it run, '
-    "and may it connect to this server?"
+    'is the proxy the right one (--proxy; the environment\'s, with "env"), does it run, and may it '
+    "connect to this server?"
 )
 
 Status = Literal["ok", "failed", "skipped"]
