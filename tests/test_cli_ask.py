@@ -9,6 +9,8 @@ import io
 import json
 import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -31,13 +33,14 @@ from servers import Gate, refusing_port
 
 from fluxbase_aichat import FluxbaseAI, Reply
 from fluxbase_aichat.cli._app import app
-from fluxbase_aichat.cli._errors import exit_code
+from fluxbase_aichat.cli._errors import exit_code, hint_of, message_of
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.stored import ConversationSummary
 
 BOT = "sql-assistant"
 KEEPER = "keeper"
 """Its conversations are stored."""
+FULL = Path("/dev/full")
 EVIL = f"{ESCAPE}]0;owned\x07{ESCAPE}[2J\x9b31m\u202e"
 """A title, a cleared screen, red, and a turned direction of writing."""
 
@@ -64,8 +67,8 @@ def test_the_answer_is_on_stdout_and_its_cost_on_stderr(server) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("-",)], ids=str)
 def test_the_question_comes_from_a_pipe(server, arguments) -> None:
-    """All of it, without the blanks round it."""
-    result = invoke(server, "ask", BOT, *arguments, input="\ufeffsay one\nsay two\n\n")
+    """All of it, without the blanks round it, and whatever system has written it."""
+    result = invoke(server, "ask", BOT, *arguments, input="\ufeffsay one\r\nsay two\n\n")
     assert result.exception is None
     assert ["say one\nsay two"] == questions(server)
 
@@ -78,6 +81,14 @@ def test_a_pipe_without_a_question_is_a_wrong_call(server, data, told) -> None:
     result = invoke(server, "ask", BOT, input=data)
     assert 2 == result.exception.exit_code
     assert told in result.exception.message
+    assert 0 == server.connections
+
+
+def test_a_question_that_is_no_text(server) -> None:
+    """Bytes of another encoding are a wrong call, and nothing is sent."""
+    ran = run("ask", BOT, "say \udcff", **variables(server))
+    assert 2 == ran.returncode
+    assert "the QUESTION is not text in UTF-8: is the locale right?" in ran.stderr
     assert 0 == server.connections
 
 
@@ -236,6 +247,56 @@ def test_a_reader_who_leaves_gets_no_traceback(server) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.skipif(not FULL.exists(), reason="a device that is always full")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("bots",),
+        ("doctor",),
+        ("ask", BOT, "say one"),
+        ("ask", BOT, "say one", "--json"),
+        ("chat", BOT),
+        ("serve", "--port", "0"),
+    ],
+    ids=str,
+)
+def test_an_output_that_cannot_be_written(server, arguments) -> None:
+    """It is told in a line, once, and the exit code says that something is missing."""
+    with FULL.open("wb") as full:
+        ran = subprocess.run(  # noqa: S603 - our own command
+            [*COMMAND, *arguments],
+            cwd=ROOT,
+            env=environment(PYTHONUNBUFFERED="", **variables(server)),
+            input="say one\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert 1 == ran.returncode
+    (line,) = [line for line in ran.stderr.splitlines() if " tokens (" not in line]
+    assert "Error: cannot write the output: No space left on device" == line
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [(0, ("ask", BOT, "say one")), (2, ("ask", BOT)), (0, ("chat", BOT)), (2, ("login", "ann"))],
+)
+def test_a_process_without_standard_streams(server, code, arguments) -> None:
+    """A service manager may give it none; that is no traceback."""
+    command = "import os, sys; os.closerange(0, 3); os.execv(sys.executable, sys.argv[1:])"
+    ran = subprocess.run(  # noqa: S603 - our own command
+        [sys.executable, "-c", command, *COMMAND, *arguments],
+        cwd=ROOT,
+        env=environment(**variables(server)),
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert code == ran.returncode
+
+
 # -- going on ---------------------------------------------------------------------------------
 
 
@@ -364,6 +425,9 @@ def test_an_answer_that_takes_too_long() -> None:
         (1, ("ask", "nobody", "hello"), None),
         (2, ("ask", BOT, "hello", "--url", "ftp://x"), None),
         (2, ("ask", BOT, "hello", "--timeout", "0"), None),
+        (2, ("ask", BOT, "hello", "--timeout", "nan"), None),
+        (2, ("ask", BOT, "hello", "--timeout", "1e9"), None),
+        (2, ("ask", BOT, "hello", "--token", " "), None),
         (2, ("ask",), None),
         (2, ("ask", BOT, "a", "b"), None),
         (4, ("ask", BOT, "hello"), "wrong"),
@@ -395,6 +459,23 @@ def test_no_url_is_told_with_where_it_goes() -> None:
         "Error: FLUXBASE_URL is not set\n"
         "Hint: it is the server's URL, such as wss://example.com; --url names it too\n"
     ) == ran.stderr
+
+
+@pytest.mark.parametrize("url", ["example.com", "ftp://x", "http://u:p@x", "http://x#y", "http://"])
+@pytest.mark.parametrize("command", [("ask", BOT, "hello"), ("bots",), ("login", "ann")], ids=str)
+def test_a_url_that_is_none(server, command, url) -> None:
+    """Each command says so in the same words, which are not those of Python."""
+    error = failure(invoke(server, *command, "--url", url))
+    assert str(error).startswith("the URL ")
+    assert "token=" not in hint_of(error) + message_of(error)
+
+
+def test_the_demo_needs_no_login() -> None:
+    """And has none to forget."""
+    for arguments in (("ann@example.com",), ("--forget",)):
+        ran = run("login", *arguments, FLUXBASE_URL="demo:")
+        assert 2 == ran.returncode
+        assert "the demo needs no login" in ran.stderr
 
 
 @pytest.mark.parametrize("faults", [{"status": 429}], ids=str)

@@ -6,10 +6,23 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 
 import pytest
 from click.testing import CliRunner, Result
-from commands import ESCAPE, PROMPT, Process, home, interruptible, server, variables
+from commands import (
+    COMMAND,
+    DEADLINE,
+    ESCAPE,
+    PROMPT,
+    ROOT,
+    Process,
+    environment,
+    home,
+    interruptible,
+    server,
+    variables,
+)
 from servers import Gate
 
 from fluxbase_aichat import FluxbaseAI
@@ -54,6 +67,24 @@ def test_questions_of_several_lines(server) -> None:
     """By a backslash at the end, or between three quotes."""
     chat(server, "say one\\", "say two", '"""', "/say", "", "  three\\", '"""')
     assert ["say one\nsay two", "/say\n\n  three\\"] == [text for _, text in asked(server)]
+
+
+def test_lines_of_another_system(server) -> None:
+    """A mark at the beginning and carriage returns are no part of a question or a command."""
+    text = (
+        b'\xef\xbb\xbf/bot support\r\nsay one\\\r\nsay caf\xc3\xa9\r\n"""\r\nsay three\r\n"""\r\n'
+    )
+    ran = subprocess.run(  # noqa: S603 - our own command
+        [*COMMAND, "chat", "keeper"],
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING="ascii", **variables(server)),
+        input=text,
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+    )
+    assert (0, b"onecaf?\n\nthree\n") == (ran.returncode, ran.stdout)
+    assert [("support", "say one\nsay café"), ("support", "say three")] == asked(server)
 
 
 def test_a_block_that_does_not_end_is_not_sent(server) -> None:

@@ -60,6 +60,11 @@ def test_bots_are_listed(server) -> None:
     assert {"true"} == {row["enabled"] for row in rows}
 
 
+def test_columns_that_are_none(server) -> None:
+    """Some environments say 0; the list is shown all the same."""
+    assert "name" in run("bots", FLUXBASE_URL=server.url, COLUMNS="0").stdout
+
+
 def test_a_server_without_chatbots(server, monkeypatch) -> None:
     """It is said on stderr; the list is empty."""
     monkeypatch.setattr(FluxbaseAI, "list_chatbots", lambda _: [])
@@ -181,7 +186,8 @@ def test_a_login_that_is_refused(server) -> None:
     error = failure(invoke(server, "login", "ann@example.com", input="wrong\n"))
     assert "are the e-mail address and the password right?" == error.hint
     assert {"https://other.example/api/v1": "kept"} == _logins._read()
-    assert 2 == invoke(server, "login", "ann@example.com", input="").exception.exit_code
+    for typed in ("", b"\xff\n"):
+        assert 2 == invoke(server, "login", "ann@example.com", input=typed).exception.exit_code
 
 
 def test_nothing_is_lost_when_writing_is_interrupted(monkeypatch) -> None:

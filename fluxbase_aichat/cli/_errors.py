@@ -41,8 +41,6 @@ _OPTIONS: Final = {
     "any more: sign in again": "any more: `fluxbase-aichat login` signs in again",
     "namespace=": "--namespace",
     "allow_insecure=True": "--allow-insecure",
-    "ws_url must": "the URL must",
-    "ws_url cannot": "the URL cannot",
     "; use token=": "; a token goes into FLUXBASE_TOKEN",
     "@ into proxy": "@ into --proxy",
 }

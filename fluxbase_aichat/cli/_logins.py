@@ -16,9 +16,10 @@ from fluxbase_aichat.config import RenewableToken
 
 from ._files import lock, write_whole
 
-__all__ = ["forget_login", "login_file", "save_login", "saved_login"]
+__all__ = ["DEMO", "forget_login", "login_file", "save_login", "saved_login"]
 
-_DEMO: Final = "demo:"
+DEMO: Final = "demo:"
+"""The URL that needs no login."""
 
 
 class _SavedLogin(RenewableToken):
@@ -64,7 +65,7 @@ def saved_login(url: str, options: dict[str, Any]) -> _SavedLogin | None:
 
     Raises `ConfigurationError`, as for a server to which no token may be sent.
     """
-    if url == _DEMO:
+    if url == DEMO:
         return None
     kept = _read().get(str(endpoint_of(url)))
     return _SavedLogin(url, kept, options) if kept else None

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 from rich.console import Console
@@ -22,13 +22,20 @@ __all__ = ["Form", "can_draw", "form_options", "print_csv", "print_json", "print
 
 Form = Literal["text", "json", "csv"]
 
+_NARROW: Final = 20
+"""Columns that a table is not cut below."""
+
 
 def terminal(*, stderr: bool = False) -> Console:
     """Return a console of rich's that is plain text wherever there is no terminal."""
     stream = sys.stderr if stderr else sys.stdout
     # Not the other way round: rich also takes the word of FORCE_COLOR for a terminal.
     forced = None if stream.isatty() else False
-    return Console(stderr=stderr, highlight=False, force_terminal=forced)
+    console = Console(stderr=stderr, highlight=False, force_terminal=forced)
+    # With COLUMNS=0 nothing at all would be shown. A width that is set follows no resizing.
+    if console.width < _NARROW:  # noqa: PLR1730
+        console.width = _NARROW
+    return console
 
 
 def can_draw(console: Console) -> bool:

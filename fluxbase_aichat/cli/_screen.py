@@ -159,9 +159,10 @@ class Screen:
         over = threading.Event()
 
         def draw() -> None:
-            while not over.wait(_FRAME):
-                with self._lock:
-                    live.refresh()
+            with contextlib.suppress(OSError):  # a terminal that is gone, which another print tells
+                while not over.wait(_FRAME):
+                    with self._lock:
+                        live.refresh()
 
         artist = threading.Thread(target=draw, name="fluxbase-aichat-screen", daemon=True)
         with live:

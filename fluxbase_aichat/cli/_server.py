@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import ssl
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from fluxbase_aichat import FluxbaseAI, FluxbaseAIChat, Timeouts
+from fluxbase_aichat.config import parse_endpoint
 from fluxbase_aichat.errors import (
     ChatbotNotFoundError,
     ConfigurationError,
@@ -23,7 +25,7 @@ from fluxbase_aichat.errors import (
     NotFoundError,
 )
 
-from ._logins import saved_login
+from ._logins import DEMO, saved_login
 
 __all__ = ["Server", "chatbot_argument", "namespace_option", "server_options"]
 
@@ -34,6 +36,8 @@ _EXPOSED: Final = (
 )
 _COMPLETING: Final = 3.0
 """Seconds that a person waits for the Tab key, at most."""
+_LONGEST: Final = 1_000_000.0
+"""Seconds; the clocks of some systems can wait for no more than twice as many."""
 
 Command = Callable[..., Any]
 
@@ -111,7 +115,8 @@ def server_options(command: Command) -> Command:
     )
     @click.option(
         "--timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=click.FloatRange(0, _LONGEST, min_open=True),
+        callback=_number,
         metavar="SECONDS",
         help="As long may the whole answer take.",
     )
@@ -142,12 +147,21 @@ def server_options(command: Command) -> Command:
     return with_server
 
 
+def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    """Refuse the one float that is in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("it is no number")
+    return value
+
+
 def _url(url: str | None) -> str:
     if not url:
         raise ConfigurationError(
             "FLUXBASE_URL is not set",
             hint="it is the server's URL, such as wss://example.com; --url names it too",
         )
+    if url != DEMO:
+        parse_endpoint(url, "the URL")  # each part of the library calls it by another name
     return url
 
 
@@ -157,6 +171,8 @@ def _token(token: str | None, file: Path | None) -> str | None:
             raise click.UsageError("--token and --token-file exclude each other")
         if click.get_current_context().get_parameter_source("token") == ParameterSource.COMMANDLINE:
             click.echo(_EXPOSED, err=True)
+        if not token.strip():
+            raise click.BadParameter("it is empty", param_hint="--token")
         return token
     if file is None:
         return os.environ.get(TOKEN)

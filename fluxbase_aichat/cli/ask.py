@@ -6,9 +6,8 @@ import sys
 
 import click
 
-from fluxbase_aichat._wire import check_message
-
 from ._going_on import going_on_options, resumed_id
+from ._input import plain_input, read_all
 from ._output import Form, can_draw, form_options, print_reply, terminal
 from ._screen import Screen
 from ._server import Server, chatbot_argument, namespace_option, server_options
@@ -43,8 +42,6 @@ def ask(
     130 after Ctrl-C.
     """
     text = _question(question)
-    # Before anything is asked: it is the caller's mistake.
-    check_message(text, None)
     console = terminal()
     screen = Screen(console, live=can_draw(console), notes=terminal(stderr=True))
     cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
@@ -66,11 +63,16 @@ def _question(question: str | None) -> str:
             raise click.UsageError(
                 "there is no QUESTION: write it behind CHATBOT, or send it through a pipe"
             )
-        try:
-            question = sys.stdin.buffer.read().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise click.UsageError("the standard input is not text in UTF-8") from None
+        plain_input()
+        question = read_all()
     question = question.strip()
     if not question:
         raise click.UsageError("the QUESTION is empty")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        encoding = sys.getfilesystemencoding().upper()
+        raise click.UsageError(
+            f"the QUESTION is not text in {encoding}: is the locale right? A pipe is always UTF-8"
+        ) from None
     return question

@@ -16,10 +16,11 @@ from fluxbase_aichat.errors import ConfigurationError
 
 from ._errors import INTERRUPTED, show_error
 from ._going_on import find_id, going_on_options, resumed_id
+from ._input import plain_input, read_question
 from ._output import Form, can_draw, form_options, print_reply, terminal
 from ._screen import Screen, table
 from ._server import Server, chatbot_argument, namespace_option, server_options
-from ._talk import Outcome, attempt, read_question
+from ._talk import Outcome, attempt
 from ._typed import remembering
 
 __all__ = ["chat"]
@@ -63,6 +64,7 @@ def chat(
     Without a terminal each line of the standard input is a question, and the exit code is 1 when
     one of them failed.
     """
+    plain_input()
     cid = resumed_id(server, chatbot, namespace, go_on=go_on, cid=cid)
     console = terminal()
     interactive = console.is_terminal and sys.stdin.isatty()
@@ -126,8 +128,6 @@ class _Chat:
                 pressed = True
                 self._note(_AGAIN)
                 continue
-            except UnicodeDecodeError:
-                raise click.UsageError("the standard input is not text in UTF-8") from None
             except FluxbaseChatError as error:  # a command's; an answer's is told
                 self._error(error)
                 outcome = "failed"

@@ -7,13 +7,14 @@ import sys
 from typing import Final
 
 import click
-from rich.console import Console
 
 from fluxbase_aichat import FluxbaseAIChat
 from fluxbase_aichat.devserver import DevServer
 
+from ._input import read_question
+from ._output import can_draw, terminal
 from ._screen import Screen
-from ._talk import attempt, read_question
+from ._talk import attempt
 
 __all__ = ["CHATBOT", "INTRODUCTION", "QUESTIONS", "demo"]
 
@@ -46,10 +47,8 @@ def demo() -> None:
 
     It needs no server, no account and no network.
     """
-    terminal = sys.stdout.isatty()
-    # Not the other way round: rich also takes the word of FORCE_COLOR for a terminal.
-    console = Console(highlight=False, force_terminal=None if terminal else False)
-    live = terminal and not console.is_dumb_terminal
+    console = terminal()
+    live = can_draw(console)
     with (
         DevServer(chunk_delay=_DELAY if live else 0.0) as server,
         # The token is asked for again at every connection, so the chat may last for hours.
@@ -58,7 +57,7 @@ def demo() -> None:
         console.print(INTRODUCTION)
         screen = Screen(console, live=live)
         conversation = chat.conversation(CHATBOT)
-        if not (terminal and sys.stdin.isatty()):
+        if not (sys.stdout.isatty() and sys.stdin.isatty()):
             for question in QUESTIONS:
                 screen.question(question)
                 screen.answer(conversation.send(question))

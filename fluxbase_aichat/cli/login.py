@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import click
 
@@ -11,7 +10,8 @@ from fluxbase_aichat import PasswordLogin
 from fluxbase_aichat._api import endpoint_of
 from fluxbase_aichat._harmless import harmless
 
-from ._logins import forget_login, login_file, save_login
+from ._input import plain_input, read_line
+from ._logins import DEMO, forget_login, login_file, save_login
 from ._server import Server, server_options
 
 __all__ = ["login"]
@@ -31,6 +31,9 @@ def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> 
     FLUXBASE_PASSWORD. It is not kept: a token is, in a file that only you can read. FLUXBASE_TOKEN
     and --token-file go before a login.
     """
+    if server.url == DEMO:
+        raise click.UsageError("the demo needs no login")
+    plain_input()
     shown = endpoint_of(server.url)
     try:
         if forget:
@@ -38,11 +41,11 @@ def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> 
             click.echo(f"{'Forgot the' if known else 'There was no'} login for {shown}.", err=True)
             return
         if not email:
-            email = _line("E-mail address", hidden=False)
+            email = read_line("E-mail address")
         source = PasswordLogin(
             server.url,
             email,
-            os.environ.get(_PASSWORD) or _line("Password", hidden=True),
+            os.environ.get(_PASSWORD) or read_line("Password", hidden=True),
             timeout=30.0 if server.timeout is None else server.timeout,
             **server.options,
         )
@@ -61,13 +64,3 @@ def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> 
             raise  # the library's own, which says all
         raise click.ClickException(f"cannot write {login_file()}: {error.strerror}") from error
     click.echo(f"Signed in at {shown} as {harmless(email)}.", err=True)
-
-
-def _line(prompt: str, *, hidden: bool) -> str:
-    """Return what is typed, or the next line of a pipe."""
-    if sys.stdin.isatty():
-        return str(click.prompt(prompt, hide_input=hidden, err=True))
-    line = sys.stdin.readline().rstrip("\r\n")
-    if not line:
-        raise click.UsageError(f"{prompt}: nothing came on the standard input")
-    return line
