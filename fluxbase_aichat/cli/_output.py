@@ -15,10 +15,19 @@ from typing import Any, Final, Literal
 import click
 from rich.console import Console
 
-from fluxbase_aichat import Reply
+from fluxbase_aichat import QueryResult, Reply
 from fluxbase_aichat._harmless import harmless
 
-__all__ = ["Form", "can_draw", "form_options", "print_csv", "print_json", "print_reply", "terminal"]
+__all__ = [
+    "Form",
+    "can_draw",
+    "csv_of",
+    "form_options",
+    "print_csv",
+    "print_json",
+    "print_reply",
+    "terminal",
+]
 
 Form = Literal["text", "json", "csv"]
 
@@ -62,13 +71,23 @@ def print_json(value: Any) -> None:
     click.echo(_json(value))
 
 
-def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows below the names of their columns, without escape sequences."""
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows below the names of their columns, without escape sequences."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([harmless(name) for name in columns])
     writer.writerows([[_cell(value) for value in row] for row in rows])
-    click.echo(text.getvalue(), nl=False)
+    return text.getvalue()
+
+
+def csv_of(table: QueryResult) -> str:
+    """Return all rows of a query, none of them cut."""
+    return csv_text(table.columns, ([row.get(name) for name in table.columns] for row in table))
+
+
+def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print `csv_text`."""
+    click.echo(csv_text(columns, rows), nl=False)
 
 
 def print_reply(reply: Reply, form: Form) -> None:
@@ -76,8 +95,7 @@ def print_reply(reply: Reply, form: Form) -> None:
     if form == "json":
         print_json(reply.to_dict())
     else:
-        table = reply.table
-        print_csv(table.columns, ([row.get(name) for name in table.columns] for row in table))
+        click.echo(csv_of(reply.table), nl=False)
 
 
 def _json(value: Any) -> str:

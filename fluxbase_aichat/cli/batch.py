@@ -25,6 +25,7 @@ from fluxbase_aichat.config import check_name
 from fluxbase_aichat.errors import ConfigurationError, FluxbaseChatError, QuotaError, RateLimitError
 from fluxbase_aichat.results import Reply
 
+from ._files import lock
 from ._server import Server, chatbot_argument, namespace_option, server_options
 
 __all__ = ["batch"]
@@ -86,13 +87,14 @@ def batch(
             raise click.BadParameter(
                 "it is no file that can be gone on with", param_hint="--output"
             )
-    todo = _unanswered(asked, output)
     failed = 0
-    answered = len(asked) - len(todo)
 
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: _summary(answered, failed, len(asked)))
         file = stack.enter_context(_appending(output))
+        todo = _unanswered(asked, output)
+        _end_line(file, output)
+        answered = len(asked) - len(todo)
+        stack.callback(lambda: _summary(answered, failed, len(asked)))
         progress = stack.enter_context(_progress())
         task = progress.add_task(chatbot, total=len(asked), completed=answered)
 
@@ -152,7 +154,8 @@ def _read_questions(path: Path) -> list[_Question]:
             if question.id is not None and question.id in seen:
                 raise ConfigurationError("its id has occurred before")
         except (ValueError, RecursionError) as error:  # ConfigurationError is one of them
-            reason = str(error) if isinstance(error, ConfigurationError) else "it is not JSON"
+            known = isinstance(error, ConfigurationError)
+            reason = str(error) if known else 'it is not JSON, such as "How many users are there?"'
             raise click.BadParameter(f"line {number}: {reason}", param_hint="QUESTIONS") from None
         seen.add(question.id)
         found.append(question)
@@ -249,15 +252,24 @@ def _ends_with(path: Path, end: bytes) -> bool:
 
 @contextlib.contextmanager
 def _appending(output: Path) -> Iterator[IO[bytes]]:
+    """Give the answers' file to this run alone: another would ask, and pay for, the same."""
     try:
         with output.open("ab") as file:
-            if file.tell() and not _ends_with(output, b"\n"):
-                file.write(b"\n")  # a whole line, but for its end
+            if not lock(file, wait=False):
+                raise click.ClickException(
+                    f"another run writes {output}: wait for its end, or name another --output"
+                )
             yield file
     except OSError as error:
         if isinstance(error, FluxbaseChatError):
             raise
         raise click.ClickException(f"cannot write {output}: {error.strerror}") from error
+
+
+def _end_line(file: IO[bytes], output: Path) -> None:
+    """Write the end of the last line, if that is all it lacks."""
+    if output.stat().st_size and not _ends_with(output, b"\n"):
+        file.write(b"\n")
 
 
 def _write(file: IO[bytes], question: _Question, answer: Answered) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import attrs
 import click
 from rich.text import Text
 
-from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, Turn
+from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, QueryResult, Turn
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import ConfigurationError
 
 from ._errors import INTERRUPTED, show_error
+from ._files import write_whole
 from ._going_on import find_id, going_on_options, resumed_id
 from ._input import plain_input, read_question
-from ._output import Form, can_draw, form_options, print_reply, terminal
+from ._output import Form, can_draw, csv_of, form_options, print_reply, terminal
 from ._screen import Screen, table
 from ._server import Server, chatbot_argument, namespace_option, server_options
 from ._talk import Outcome, attempt
@@ -29,6 +31,7 @@ _HELP: Final = r"""/bots                    list the chatbots
 /bot NAME [NAMESPACE]    talk to another chatbot; coming back goes on where you left it
 /new                     begin a new conversation with this one
 /history                 show what the server has stored of this conversation
+/save FILE               write the rows of the last query that worked, as CSV
 /cid [ID]                show this conversation's id, or go on with another one
 /help                    show this
 /quit                    leave, as Ctrl-D does
@@ -94,6 +97,7 @@ class _Chat:
     # By chatbot and namespace: coming back to a chatbot is going on with it.
     _known: dict[tuple[str, str], Conversation] = attrs.field(factory=dict, init=False)
     _current: Conversation = attrs.field(init=False)
+    _table: QueryResult | None = attrs.field(default=None, init=False)
 
     def run(self, chatbot: str, namespace: str | None, cid: str | None) -> int:
         """Take questions and commands until the user leaves; return the exit code."""
@@ -148,10 +152,14 @@ class _Chat:
         return attempt(self._screen, self._current, question, show=self._show, tell=self._error)
 
     def _show(self, turn: Turn) -> None:
-        if self._form == "text":
-            self._screen.answer(turn)
-        else:
-            print_reply(self._screen.reply(turn), self._form)
+        try:
+            if self._form == "text":
+                self._screen.answer(turn)
+            else:
+                print_reply(self._screen.reply(turn), self._form)
+        finally:  # also of an answer that was cancelled: its table has been shown
+            tables = [result for result in turn.query_results if result.status == "ok"]
+            self._table = tables[-1] if tables else self._table
 
     def _error(self, error: FluxbaseChatError) -> None:
         if self._interactive:
@@ -195,6 +203,8 @@ class _Chat:
                 self._note("This is a new conversation.")
             case "/history", []:
                 self._screen.stored(self._current.history())
+            case "/save", [_, *_]:
+                self._save(text.split(maxsplit=1)[1].strip())
             case "/cid", []:
                 self._note(self._current.id or "")
             case "/cid", [begun]:
@@ -210,3 +220,21 @@ class _Chat:
         stored = api.get_conversation(find_id(api, begun))
         self._talk_to(stored.chatbot, stored.namespace, stored.id)
         self._screen.stored(stored.messages)
+
+    def _save(self, name: str) -> None:
+        """Write the last table to a new file."""
+        if self._table is None:
+            raise ConfigurationError("there is no table to save yet")
+        try:
+            file = Path(name).expanduser()
+            # What is there already may be anything; a typing error should not cost it.
+            if file.exists():
+                raise ConfigurationError(f"{name} is there already", hint="name another file")
+            write_whole(file, csv_of(self._table))
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {name}: {error.strerror}") from None
+        except (ValueError, RuntimeError) as error:  # no user of that name, no such character
+            if isinstance(error, ConfigurationError):
+                raise
+            raise ConfigurationError(f"cannot write {name}: {error}") from None
+        self._note(f"{len(self._table):,} rows are in {harmless(name)}.")
