@@ -366,6 +366,21 @@ def test_a_table_is_cut_to_the_width(console: Console) -> None:
     assert any("…" in line for line in lines)
 
 
+def test_the_widest_column_is_cut_first() -> None:
+    """What is short, such as an id to be copied, stays whole."""
+    wide = Console(file=io.StringIO(), width=40, color_system=None)
+    wide.print(_screen.table(("id", "about"), [{"id": "0123abcd", "about": "word " * 20}]))
+    assert "0123abcd   word word word word word wor…\n" in printed(wide)
+
+
+def test_words_in_a_file_have_no_blanks_at_their_ends(console: Console) -> None:
+    """Nor two empty lines in a row."""
+    screen = Screen(console, live=False)
+    screen._words("One:\n\n")
+    screen._words("- two\n- three\n\n`four`")
+    assert "\nOne:\n\n • two\n • three\n\nfour\n" == printed(console)
+
+
 def test_many_rows_are_cut_and_counted(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest is a number."""
     monkeypatch.setattr(_screen, "_ROWS", 3)

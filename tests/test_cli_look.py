@@ -123,6 +123,9 @@ def test_history_leaves_out_the_empty(server) -> None:
     empty = talk(server)
     assert "There are no stored conversations.\n" == invoke(server, "history").stderr
     assert empty[:8] in invoke(server, "history", "--all").stdout
+    talk(server, "say one")
+    result = invoke(server, "history", "--chatbot", "support")
+    assert "There are no such conversations.\n" == result.stderr
 
 
 def test_history_of_what_is_not_there(server) -> None:

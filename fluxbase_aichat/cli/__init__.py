@@ -19,7 +19,10 @@ __all__ = ["main"]
 def main() -> int:
     """Run the command line and return its exit code; `ask --help` says which there are."""
     _open_streams()
-    code = _run()
+    try:
+        code = _run()
+    except KeyboardInterrupt:  # before there is a command to be interrupted
+        return 130
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -8,7 +8,7 @@ import functools
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, Literal
 
@@ -26,6 +26,7 @@ __all__ = [
     "print_csv",
     "print_json",
     "print_reply",
+    "print_rows",
     "terminal",
 ]
 
@@ -88,6 +89,14 @@ def csv_of(table: QueryResult) -> str:
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print `csv_text`."""
     click.echo(csv_text(columns, rows), nl=False)
+
+
+def print_rows(form: Form, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print these columns of some rows as CSV, or as a list of objects in JSON."""
+    if form == "json":
+        print_json([{name: row[name] for name in columns} for row in rows])
+    else:
+        print_csv(columns, ([row[name] for name in columns] for row in rows))
 
 
 def print_reply(reply: Reply, form: Form) -> None:

@@ -65,14 +65,14 @@ class Screen:
         self._steps = False  # whether the last line printed is one of the server's steps
         self._spinner = Spinner("dots", style="cyan")
 
-    def print(self, *renderables: RenderableType) -> None:
+    def print(self, *renderables: RenderableType, wrap: bool = True) -> None:
         """Print, each after a blank line."""
         self._steps = False
         for renderable in renderables:
             if self._begun:
                 self._console.print()
             self._begun = True
-            self._console.print(renderable)
+            self._console.print(renderable, soft_wrap=not wrap)
 
     def question(self, text: str) -> None:
         """Show what is asked."""
@@ -98,7 +98,7 @@ class Screen:
             for result in message.query_results:
                 self._result(result)
             if message.content.strip():
-                self.print(_markdown(message.content))
+                self._words(message.content)
 
     def answer(self, turn: Turn) -> None:
         """Show an answer from its first event to its last; raise what made it fail."""
@@ -226,7 +226,18 @@ class Screen:
         """Print the first `end` characters of what is pending for good."""
         text, self._pending = self._pending[:end], self._pending[end:]
         if text.strip():
+            self._words(text)
+
+    def _words(self, text: str) -> None:
+        """Print some Markdown."""
+        if self._console.is_terminal:
             self.print(_markdown(text))
+            return
+        with self._console.capture() as captured:
+            self._console.print(_markdown(text))
+        # In a file rich's padding would be blanks at the ends of lines.
+        lines = [line.rstrip() for line in captured.get().strip("\n").split("\n")]
+        self.print(Text("\n".join(lines)), wrap=False)
 
 
 def _complete(text: str) -> int:
@@ -262,9 +273,7 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
     for name in columns:
         values = [row.get(name) for row in rows]
         numbers = all(value is None or _is_number(value) for value in values)
-        drawn.add_column(
-            Text(_line(name)), justify="right" if numbers else "left", no_wrap=True, min_width=3
-        )
+        drawn.add_column(_cell(name), justify="right" if numbers else "left", min_width=3)
         cells.append(_cells(values))
     for row in zip(*cells, strict=True):
         drawn.add_row(*row)
@@ -283,9 +292,15 @@ def _cells(values: Sequence[Any]) -> list[Text]:
         length = 10 if dates else 19
         values = [value and value[:length].replace("T", " ") for value in values]
     return [
-        Text("null", style="dim") if value is None else Text(_line(str(value)[:_CELL]))
+        Text("null", style="dim") if value is None else _cell(str(value)[:_CELL])
         for value in values
     ]
+
+
+def _cell(text: str) -> Text:
+    # That it must not be wrapped stands in the cell: of columns that must not be wrapped rich
+    # takes as much from the short as from the long.
+    return Text(_line(text), no_wrap=True, overflow="ellipsis")
 
 
 def _line(text: str) -> str:

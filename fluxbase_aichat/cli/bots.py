@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import click
 
-from ._output import Form, form_options, print_csv, print_json, terminal
+from ._output import Form, form_options, print_rows, terminal
 from ._screen import table
 from ._server import Server, server_options
 
@@ -23,10 +23,8 @@ def bots(*, form: Form, server: Server) -> None:
     found = sorted(server.api().list_chatbots(), key=lambda bot: (bot.name, bot.namespace))
     columns = _COLUMNS if form == "text" else _COLUMNS + _MORE
     rows = [attrs.asdict(bot) for bot in found]
-    if form == "json":
-        print_json([{name: row[name] for name in columns} for row in rows])
-    elif form == "csv":
-        print_csv(columns, ([row[name] for name in columns] for row in rows))
+    if form != "text":
+        print_rows(form, columns, rows)
     elif rows:
         terminal().print(table(columns, rows))
     else:

@@ -29,7 +29,7 @@ from fluxbase_aichat.errors import (
 )
 
 from ._errors import exit_code, hint_of, message_of
-from ._output import Form, form_options, print_csv, print_json, terminal
+from ._output import Form, form_options, print_rows, terminal
 from ._server import Server, namespace_option, server_options
 
 __all__ = ["doctor"]
@@ -77,11 +77,9 @@ def doctor(*, chatbot: str | None, namespace: str | None, form: Form, server: Se
             findings.append(finding)
             if form == "text":
                 _print(finding)
-    if form == "json":
-        print_json([attrs.asdict(finding) for finding in findings])
-    elif form == "csv":
+    if form != "text":
         names = [field.name for field in attrs.fields(_Finding)]
-        print_csv(names, (attrs.astuple(finding) for finding in findings))
+        print_rows(form, names, [attrs.asdict(finding) for finding in findings])
     if examination.error is not None:
         raise click.exceptions.Exit(exit_code(examination.error))
 

@@ -12,7 +12,7 @@ from fluxbase_aichat import Reply
 from fluxbase_aichat.stored import StoredConversation, StoredMessage
 
 from ._going_on import find_id
-from ._output import Form, form_options, print_csv, print_json, terminal
+from ._output import Form, form_options, print_csv, print_json, print_rows, terminal
 from ._screen import Screen, table
 from ._server import Server, namespace_option, server_options
 
@@ -68,15 +68,14 @@ def history(
         limit,
     )
     rows = [attrs.asdict(summary) for summary in found]
-    if form == "json":
-        print_json([{name: row[name] for name in _FIELDS} for row in rows])
-    elif form == "csv":
-        print_csv(_FIELDS, ([row[name] for name in _FIELDS] for row in rows))
+    if form != "text":
+        print_rows(form, _FIELDS, rows)
     elif rows:
         columns = ("id", "updated", "chatbot", "messages", "about")
         terminal().print(table(columns, [_row(row) for row in rows]))
     else:
-        click.echo("There are no stored conversations.", err=True)
+        kind = "such" if chatbot or namespace else "stored"
+        click.echo(f"There are no {kind} conversations.", err=True)
 
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
