@@ -131,11 +131,31 @@ def test_history_leaves_out_the_empty(server) -> None:
 def test_history_of_what_is_not_there(server) -> None:
     """Each is told; the anonymous hear how to sign in."""
     missing = "00000000-0000-4000-8000-000000000000"
-    assert "404" in str(failure(invoke(server, "history", missing)))
+    error = failure(invoke(server, "history", missing))
+    assert "404" in str(error)
+    assert "`history` lists them" == error.hint
     assert "begins with 'zz'" in str(failure(invoke(server, "history", "zz")))
     ran = run("history", FLUXBASE_URL=server.url)
     assert 4 == ran.returncode
     assert "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`" in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["bots", "history"])
+def test_a_server_of_another_kind(command) -> None:
+    """Those who hear of a number only are told who knows more; so are those without a server."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.refuse("404 Not Found", b"<html>nothing here</html>")
+
+    with RawServer(script) as other:
+        ran = run(command, FLUXBASE_URL=other.url)
+    assert 1 == ran.returncode
+    assert "failed: 404\nHint: `fluxbase-aichat doctor` finds out" in ran.stderr
+    with refusing_port() as port:
+        ran = run(command, FLUXBASE_URL=f"ws://127.0.0.1:{port}")
+    assert 3 == ran.returncode
+    assert "\nHint: `fluxbase-aichat doctor` finds out" in ran.stderr
 
 
 # -- login ------------------------------------------------------------------------------------

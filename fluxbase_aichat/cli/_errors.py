@@ -8,6 +8,7 @@ import click
 
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import (
+    ApiError,
     AuthenticationError,
     ConfigurationError,
     ConnectError,
@@ -21,7 +22,7 @@ from fluxbase_aichat.errors import (
     RateLimitError,
 )
 
-__all__ = ["INTERRUPTED", "exit_code", "hint_of", "message_of", "show_error"]
+__all__ = ["INTERRUPTED", "advice_of", "exit_code", "hint_of", "message_of", "show_error"]
 
 INTERRUPTED: Final = 130
 """What shells use for a process that Ctrl-C has ended."""
@@ -61,6 +62,13 @@ def hint_of(error: FluxbaseChatError) -> str:
     return _said(error.hint)
 
 
+def advice_of(error: FluxbaseChatError) -> str:
+    """Return the hint; where the library has none, who can find out what is wrong."""
+    if not error.hint and isinstance(error, (ApiError, ConnectError)):
+        return "`fluxbase-aichat doctor` finds out at which step it fails, and what to do"
+    return hint_of(error)
+
+
 def _said(text: str) -> str:
     text = harmless(text)
     for parameter, option in _OPTIONS.items():
@@ -71,5 +79,5 @@ def _said(text: str) -> str:
 def show_error(error: FluxbaseChatError) -> None:
     """Print what went wrong, and what to do about it, on the standard error."""
     click.echo(f"Error: {message_of(error)}", err=True)
-    if error.hint:
-        click.echo(f"Hint: {hint_of(error)}", err=True)
+    if advice := advice_of(error):
+        click.echo(f"Hint: {advice}", err=True)

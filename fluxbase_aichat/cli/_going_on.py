@@ -9,12 +9,14 @@ from typing import Any, Final
 import click
 
 from fluxbase_aichat import FluxbaseAI
-from fluxbase_aichat.errors import ConfigurationError
+from fluxbase_aichat.errors import ConfigurationError, NotFoundError
+from fluxbase_aichat.stored import StoredConversation
 
 from ._server import Server
 
-__all__ = ["find_id", "going_on_options", "resumed_id"]
+__all__ = ["find_conversation", "going_on_options", "resumed_id"]
 
+_LISTED: Final = "`history` lists them"
 _SEARCHED: Final = 1000
 """As many conversations are looked through for the beginning of an id."""
 
@@ -36,7 +38,7 @@ def resumed_id(
     if cid is not None:
         if go_on:
             raise click.UsageError("--continue and --cid exclude each other")
-        return find_id(server.api(), cid)
+        return _find_id(server.api(), cid)
     if not go_on:
         return None
     last = server.api().last_conversation(chatbot, namespace or "default")
@@ -48,11 +50,11 @@ def resumed_id(
     return last.id
 
 
-def find_id(api: FluxbaseAI, begun: str) -> str:
+def _find_id(api: FluxbaseAI, begun: str) -> str:
     """Return the id that begins so, of the caller's conversations."""
     begun = begun.strip()
     if not begun:
-        raise ConfigurationError("the conversation's id is empty", hint="`history` lists them")
+        raise ConfigurationError("the conversation's id is empty", hint=_LISTED)
     try:
         return str(uuid.UUID(begun))
     except ValueError:
@@ -67,5 +69,14 @@ def find_id(api: FluxbaseAI, begun: str) -> str:
         return found[0]
     raise ConfigurationError(
         f"{len(found) or 'no'} conversations have an id that begins with {begun!r}",
-        hint="write more of it" if found else "`history` lists them",
+        hint="write more of it" if found else _LISTED,
     )
+
+
+def find_conversation(api: FluxbaseAI, begun: str) -> StoredConversation:
+    """Return the caller's conversation whose id begins so, with its messages."""
+    try:
+        return api.get_conversation(_find_id(api, begun))
+    except NotFoundError as error:
+        error.hint = error.hint or _LISTED
+        raise

@@ -22,7 +22,7 @@ from fluxbase_aichat import FluxbaseChatError, QueryResult, Reply, Turn, events
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.stored import StoredMessage
 
-from ._errors import hint_of, message_of
+from ._errors import advice_of, message_of
 
 __all__ = ["Screen", "table"]
 
@@ -86,8 +86,8 @@ class Screen:
     def error(self, error: FluxbaseChatError) -> None:
         """Show what went wrong, and what to do about it."""
         self.print(Text(f"Error: {message_of(error)}", style="red"))
-        if error.hint:
-            self._console.print(Text(f"Hint: {hint_of(error)}", style="yellow"))
+        if advice := advice_of(error):
+            self._console.print(Text(f"Hint: {advice}", style="yellow"))
 
     def stored(self, messages: Sequence[StoredMessage]) -> None:
         """Show what was said before."""

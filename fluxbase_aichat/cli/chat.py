@@ -17,7 +17,7 @@ from fluxbase_aichat.errors import ConfigurationError
 
 from ._errors import INTERRUPTED, show_error
 from ._files import write_whole
-from ._going_on import find_id, going_on_options, resumed_id
+from ._going_on import find_conversation, going_on_options, resumed_id
 from ._input import plain_input, read_question
 from ._output import Form, can_draw, csv_of, form_options, print_reply, terminal
 from ._screen import Screen, table
@@ -216,8 +216,7 @@ class _Chat:
                 )
 
     def _resume(self, begun: str) -> None:
-        api = self._server.api()
-        stored = api.get_conversation(find_id(api, begun))
+        stored = find_conversation(self._server.api(), begun)
         self._talk_to(stored.chatbot, stored.namespace, stored.id)
         self._screen.stored(stored.messages)
 

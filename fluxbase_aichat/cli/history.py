@@ -11,7 +11,7 @@ import click
 from fluxbase_aichat import Reply
 from fluxbase_aichat.stored import StoredConversation, StoredMessage
 
-from ._going_on import find_id
+from ._going_on import find_conversation
 from ._output import Form, form_options, print_csv, print_json, print_rows, terminal
 from ._screen import Screen, table
 from ._server import Server, namespace_option, server_options
@@ -57,7 +57,7 @@ def history(
     """
     api = server.api(exact=form != "json")
     if conversation_id is not None:
-        _show(api.get_conversation(find_id(api, conversation_id)), form)
+        _show(find_conversation(api, conversation_id), form)
         return
     found = itertools.islice(
         (
