@@ -28,6 +28,7 @@ from rich.console import Console
 from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, results
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.cli import _screen
+from fluxbase_aichat.cli._paragraphs import Paragraphs
 from fluxbase_aichat.cli._screen import Screen
 from fluxbase_aichat.cli.demo import QUESTIONS
 from fluxbase_aichat.devserver import DevServer
@@ -128,11 +129,7 @@ def test_ctrl_c_at_the_prompt_ends_the_demo() -> None:
     """It ends well, without a traceback."""
     with Process("demo", terminal=True, TERM="xterm-256color") as demo:
         demo.until("Now you", PROMPT)
-        demo.type("\x03")
-        # Python's readline misses a signal that comes between the prompt and its select(), until
-        # the next: then a person presses again.
-        while not demo.ended_within(5):
-            demo.type("\x03")
+        demo.interrupt_at_prompt()
         code, rest = demo.end()
         assert 0 == code
         assert "Traceback" not in rest
@@ -424,9 +421,33 @@ def test_a_query_is_broken_before_its_clauses_only(console: Console) -> None:
         ("one\n", ""),
     ],
 )
-def test_paragraphs_are_complete_at_a_blank_line(text: str, complete: str) -> None:
-    """A blank line inside a fence ends nothing."""
-    assert complete == text[: _screen._complete(text)]
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_paragraphs_are_complete_at_a_blank_line(text: str, complete: str, size: int) -> None:
+    """A blank line inside a fence ends nothing; in whatever pieces it comes, no letter is lost."""
+    paragraphs, taken = Paragraphs(), ""
+    for start in range(0, len(text), size):
+        paragraphs.add(text[start : start + size])
+        taken += paragraphs.take()
+    assert complete == taken
+    assert bool(paragraphs) == (text != complete)
+    assert text == taken + paragraphs.take_all()
+    assert not paragraphs
+
+
+def test_the_end_of_a_long_paragraph_is_drawn() -> None:
+    """As much as there is room for; of code with the fence, so that it is drawn as code."""
+    paragraphs = Paragraphs()
+    paragraphs.add("".join(f"line {n}\n" for n in range(100)))
+    paragraphs.add("and more")
+    assert "line 98\nline 99\nand more" == paragraphs.end(20, 3)
+    code = "Text\n```sql\n" + "x\n" * 100
+    paragraphs.add(f"\n\n{code}")
+    paragraphs.take()
+    assert "```sql\nx\nx\n" == paragraphs.end(20, 3)
+    assert code == paragraphs.end(20, 1000)
+    paragraphs.take_all()
+    paragraphs.add("y" * 1000)
+    assert "y" * 60 == paragraphs.end(20, 3)
 
 
 def test_an_answer_without_usage_has_no_tokens() -> None:

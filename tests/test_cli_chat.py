@@ -229,11 +229,7 @@ def test_ctrl_c_cancels_the_turn_and_twice_leaves() -> None:
         gate.open()
         talk.type("say still here\r")
         talk.until(" tokens", PROMPT)
-        talk.type("\x03")
-        # Python's readline misses a signal that comes between the prompt and its select(), until
-        # the next: then a person presses again.
-        while not talk.ended_within(2):
-            talk.type("\x03")
+        talk.interrupt_at_prompt()
         code, rest = talk.end()
     assert 130 == code
     assert "Traceback" not in rest
@@ -251,9 +247,7 @@ def test_ctrl_c_behind_a_cancel_leaves() -> None:
         talk.until("xxx")
         talk.type("\x03")
         talk.until("Cancelled.", PROMPT)
-        talk.type("\x03")
-        while not talk.ended_within(2):
-            talk.type("\x03")
+        talk.interrupt_at_prompt()
         code, rest = talk.end()
         gate.open()
     assert 130 == code

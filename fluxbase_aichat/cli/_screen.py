@@ -23,6 +23,7 @@ from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.stored import StoredMessage
 
 from ._errors import advice_of, message_of
+from ._paragraphs import Paragraphs
 
 __all__ = ["Screen", "table"]
 
@@ -33,6 +34,8 @@ _CELL: Final = 200
 _TOOLS: Final = frozenset({"querying", "executing"})
 _FRAME: Final = 1 / 15
 """Seconds between two pictures; words come faster than an eye needs to see them."""
+_AROUND: Final = 4
+"""Lines round the growing end of an answer, with the one of the cursor."""
 
 _MIDNIGHT: Final = "T00:00:00Z"
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -40,7 +43,6 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 _CLAUSE: Final = re.compile(
     r"""('[^']*'|"[^"]*")|\s+(?=(?:FROM|WHERE|GROUP BY|HAVING|ORDER BY|UNION)\b)"""
 )
-_FENCE: Final = ("```", "~~~")
 
 
 class Screen:
@@ -61,7 +63,7 @@ class Screen:
         self._begun = live or notes is None
         # Guards what is drawn, and the drawing, while an answer grows.
         self._lock = threading.Lock()
-        self._pending = ""
+        self._pending = Paragraphs()
         self._steps = False  # whether the last line printed is one of the server's steps
         self._spinner = Spinner("dots", style="cyan")
 
@@ -97,12 +99,11 @@ class Screen:
                 continue
             for result in message.query_results:
                 self._result(result)
-            if message.content.strip():
-                self._words(message.content)
+            self._words(message.content)
 
     def answer(self, turn: Turn) -> None:
         """Show an answer from its first event to its last; raise what made it fail."""
-        self._pending = ""
+        self._pending = Paragraphs()
         self._spinner.update(text=Text("Waiting for the answer...", style="cyan"))
         with self._drawing():
             for event in turn:
@@ -133,7 +134,7 @@ class Screen:
                 yield
             finally:
                 with self._lock:
-                    self._flush(len(self._pending))
+                    self._flush()
 
     def _turning(self) -> contextlib.AbstractContextManager[None]:
         """Show that an answer is waited for, beside what is printed, where that can be drawn."""
@@ -176,14 +177,16 @@ class Screen:
     def _growing(self) -> RenderableType:
         if not self._pending:
             return Group("", self._spinner)
-        return Group("", _markdown(self._pending), "", self._spinner)
+        width, height = self._console.size
+        # Drawing takes longer the longer it is, and only the end grows.
+        end = self._pending.end(width, max(1, height - _AROUND))
+        return Group("", _markdown(end), "", self._spinner)
 
     def _show(self, event: events.Event) -> None:
         match event:
             case events.Content(delta=delta):
-                self._pending += delta
-                if "\n" in delta:
-                    self._flush(_complete(self._pending))
+                self._pending.add(delta)
+                self._words(self._pending.take())
             case events.Progress(step=step, message=message):
                 self._progress(step, _line(message or step))
             case events.QueryResultEvent(result=result):
@@ -192,7 +195,7 @@ class Screen:
                 if output.query_result is not None:
                     self._result(output.query_result)
                 elif output.text:
-                    self._flush(len(self._pending))
+                    self._flush()
                     self.print(Text(harmless(output.text), style="dim"))
 
     def _progress(self, step: str, message: str) -> None:
@@ -201,7 +204,7 @@ class Screen:
         if self._notes is not self._console and not self._live:
             return  # what is printed is the answer alone
         if not self._console.is_terminal or step in _TOOLS:
-            self._flush(len(self._pending))
+            self._flush()
             if not self._steps:
                 self._console.print()
             self._console.print(Text(f"[{_line(step)}] {message}", style="cyan dim"))
@@ -211,7 +214,7 @@ class Screen:
         self._spinner.update(text=Text(message, style="cyan"))
 
     def _result(self, result: QueryResult) -> None:
-        self._flush(len(self._pending))
+        self._flush()
         if result.query:
             self.print(_sql(harmless(result.query)))
         if result.data:
@@ -222,14 +225,14 @@ class Screen:
             style = "dim" if result.status == "empty" else "red"
             self.print(Text(_line(result.summary) or "No rows.", style=style))
 
-    def _flush(self, end: int) -> None:
-        """Print the first `end` characters of what is pending for good."""
-        text, self._pending = self._pending[:end], self._pending[end:]
-        if text.strip():
-            self._words(text)
+    def _flush(self) -> None:
+        """Print what is pending for good."""
+        self._words(self._pending.take_all())
 
     def _words(self, text: str) -> None:
-        """Print some Markdown."""
+        """Print some Markdown, if there is any."""
+        if not text.strip():
+            return
         if self._console.is_terminal:
             self.print(_markdown(text))
             return
@@ -238,19 +241,6 @@ class Screen:
         # In a file rich's padding would be blanks at the ends of lines.
         lines = [line.rstrip() for line in captured.get().strip("\n").split("\n")]
         self.print(Text("\n".join(lines)), wrap=False)
-
-
-def _complete(text: str) -> int:
-    """Return where the last complete paragraph of some Markdown ends, or 0."""
-    end = position = 0
-    fenced = False
-    for line in text.splitlines(keepends=True):
-        position += len(line)
-        if line.lstrip().startswith(_FENCE):
-            fenced = not fenced
-        elif not fenced and not line.strip() and line.endswith("\n"):
-            end = position
-    return end
 
 
 def _markdown(text: str) -> Markdown:
