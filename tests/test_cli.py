@@ -25,7 +25,7 @@ from commands import (
 )
 from rich.console import Console
 
-from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, results
+from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, cli, results
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.cli import _screen
 from fluxbase_aichat.cli._paragraphs import Paragraphs
@@ -291,6 +291,17 @@ def test_the_library_needs_none_of_it() -> None:
         check=True,
     )
     assert "set()\n" == ran.stdout
+
+
+def test_ctrl_c_before_a_command_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while modules are imported, and is no traceback either."""
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_open_streams", lambda: None)
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert 130 == cli.main()
 
 
 # -- what is shown ----------------------------------------------------------------------------

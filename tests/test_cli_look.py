@@ -213,6 +213,15 @@ def test_a_login_that_is_refused(server) -> None:
         assert 2 == invoke(server, "login", "ann@example.com", input=typed).exception.exit_code
 
 
+def test_a_login_that_has_expired(server) -> None:
+    """Each command says what renews it."""
+    _logins.save_login(server.url, "no token of this server")
+    for command in ("history", "doctor"):
+        ran = run(command, FLUXBASE_URL=server.url)
+        assert 4 == ran.returncode
+        assert "`fluxbase-aichat login` signs in again" in ran.stdout + ran.stderr
+
+
 def test_nothing_is_lost_when_writing_is_interrupted(monkeypatch) -> None:
     """The old file is whole, and no half of a new one stays."""
 
