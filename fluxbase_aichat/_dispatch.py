@@ -20,7 +20,7 @@ import attrs
 
 from . import events
 from ._answer import Answer
-from ._deadline import Deadline, join
+from ._deadline import Deadline, join, start
 from ._logs import about
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
@@ -212,13 +212,13 @@ class Dispatcher:
             name = f"fluxbase-aichat-callbacks-{self._threads}"
             self._thread = thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:
+            start(thread)
+        except ConnectError:
             with self._lock:
                 self._thread = None
                 self._wanted = False
             self._drop()
-            raise ConnectError(f"the client's thread cannot be started: {error}") from error
+            raise
 
     @staticmethod
     def inside(callbacks: Callbacks) -> bool:

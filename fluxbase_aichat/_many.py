@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from ._answer import Flag
+from ._deadline import start
 from ._wire import check_message
 from .client import FluxbaseAIChat
 from .config import check_count, check_name
-from .errors import ConfigurationError, ConnectError, FluxbaseChatError, LocalProtocolError
+from .errors import ConfigurationError, FluxbaseChatError, LocalProtocolError
 from .pool import ChatPool, Token, UserKey
 from .results import Reply
 from .turn import Turn
@@ -194,11 +195,7 @@ class _Asking:
             raise self._failure
 
     def _start(self, what: str, target: Callable[[], None]) -> None:
-        name = f"fluxbase-aichat-{what}"
-        try:
-            threading.Thread(target=target, name=name, daemon=True).start()
-        except RuntimeError as error:
-            raise ConnectError(f"a thread cannot be started: {error}") from error
+        start(threading.Thread(target=target, name=f"fluxbase-aichat-{what}", daemon=True))
 
     def _interrupt(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from ._deadline import Clock, Deadline
+from ._deadline import Clock, Deadline, start
 from .config import Endpoint
 from .errors import (
     ConfigurationError,
@@ -151,7 +151,7 @@ def call(function: Callable[[], T], deadline: Deadline, waker: Waker, name: str)
             outcome.append(lambda: value)
         waker.wake()
 
-    threading.Thread(target=run, name=f"fluxbase-aichat-{name}", daemon=True).start()
+    start(threading.Thread(target=run, name=f"fluxbase-aichat-{name}", daemon=True))
     while not outcome:
         wait_for(None, 0, deadline, waker)
         if not outcome and deadline.expired:
