@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ._answer import Flag
 from ._deadline import start
+from ._edge import edge
 from ._wire import check_message
 from .client import FluxbaseAIChat
 from .config import check_count, check_name
@@ -35,6 +36,7 @@ Lend = Callable[[], AbstractContextManager[FluxbaseAIChat]]
 _END_SECONDS: Final = 10.0
 
 
+@edge
 def ask_many(
     chat_or_pool_or_settings: Source,
     chatbot: str,

@@ -44,6 +44,11 @@ T = TypeVar("T")
 # packets without a word.
 _ADDRESS_SECONDS = 3.0
 
+_HINTS = {
+    ConnectionRefusedError: "does the server run there, and is the port right?",
+    socket.gaierror: "is its name right, and is there a network?",
+}
+
 # TCP keepalive notices a peer that vanished, also inside a turn, when no ping can be answered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -209,9 +214,9 @@ def open_socket(
             raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
         if isinstance(error, OSError):
             why = error.strerror or str(error)
-            raise ConnectError(f"cannot connect to {endpoint}: {why}") from error
-        if isinstance(error, (RuntimeError, ValueError)):
-            # No thread starts while the interpreter shuts down; ssl and idna refuse odd names.
+            hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
+            raise ConnectError(f"cannot connect to {endpoint}: {why}", hint=hint) from error
+        if isinstance(error, ValueError):  # ssl and idna refuse odd names
             raise ConnectError(f"cannot connect to {endpoint}: {error}") from error
         raise
     return sock

@@ -24,10 +24,17 @@ import attrs
 
 from ._answer import Flag
 from ._deadline import Clock, Deadline, start
+from ._edge import brief
 from ._lifetime import Loan, tell_of_forks
 from .client import FluxbaseAIChat
 from .config import Settings, check_count, check_name, check_seconds, named_keywords, suggest
-from .errors import ConfigurationError, ConnectError, NotConnectedError, PoolTimeoutError
+from .errors import (
+    ConfigurationError,
+    ConnectError,
+    FluxbaseChatError,
+    NotConnectedError,
+    PoolTimeoutError,
+)
 from .turn import PageContext, Turn
 
 __all__ = ["ChatPool", "PoolStats", "Token", "UserKey"]
@@ -212,7 +219,11 @@ class ChatPool:
 
     @contextlib.contextmanager
     def _lend(self, person: _Person) -> Iterator[FluxbaseAIChat]:
-        place = self._acquire(person)
+        try:
+            place = self._acquire(person)
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
         chat = _LentChat(place)
         try:
             yield chat

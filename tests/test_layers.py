@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
     ["errors", "_harmless", "_logs"],
-    ["_deadline", "_columns", "_plain", "_select", "_reconnect"],
+    ["_deadline", "_edge", "_columns", "_plain", "_select", "_reconnect"],
     ["_frames"],
     ["results"],
     ["events", "stored"],
