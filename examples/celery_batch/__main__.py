@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -33,22 +34,31 @@ def main() -> int:
         help="how long it waits for a worker to begin with the next question",
     )
     options = parser.parse_args()
-    with contextlib.ExitStack() as stack:
-        if not os.environ.get("CELERY_BROKER_URL"):
-            stack.enter_context(all_of_it())
-        from .batch import run  # noqa: PLC0415 - it reads what was set just now
+    # As Ctrl-C: what was started here must not be left running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with contextlib.ExitStack() as stack:
+            if not os.environ.get("CELERY_BROKER_URL"):
+                stack.enter_context(all_of_it())
+            return _run(options)
+    except KeyboardInterrupt:
+        return _interrupted()
 
-        try:
-            good = run(
-                options.questions,
-                options.answers,
-                chatbot=options.chatbot,
-                patience=options.patience,
-            )
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on.", file=sys.stderr)
-            return 130
-    return 0 if good else 1
+
+def _run(options: argparse.Namespace) -> int:
+    from .batch import run  # noqa: PLC0415 - it reads what was set just now
+
+    chosen = {"chatbot": options.chatbot, "patience": options.patience}
+    try:
+        return 0 if run(options.questions, options.answers, **chosen) else 1
+    except KeyboardInterrupt:
+        # While Redis is still there: the results that are waited for take their leave of it.
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    print("interrupted; the same command goes on.", file=sys.stderr)
+    return 130
 
 
 if __name__ == "__main__":

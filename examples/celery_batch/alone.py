@@ -47,7 +47,7 @@ def _redis(socket: Path) -> Iterator[str]:
     if program is None:
         raise SystemExit("redis-server is not installed; or set CELERY_BROKER_URL to a Redis")
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
-    with _running([program, *options, "--dir", str(socket.parent)], signal.SIGTERM) as process:
+    with _running([program, *options, "--dir", str(socket.parent)]) as process:
         assert process.stdout is not None  # noqa: S101 - for the type
         for line in process.stdout:
             if b"eady to accept connections" in line:
@@ -60,14 +60,13 @@ def _redis(socket: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _worker() -> Iterator[None]:
     celery = [sys.executable, "-m", "celery", "-A", f"{__package__}.tasks"]
-    # Not SIGTERM: it would wait for answers that nobody reads any more.
-    with _running([*celery, *_WORKER, *_ALONE], signal.SIGQUIT, stdout=subprocess.DEVNULL):
+    with _running([*celery, *_WORKER, *_ALONE], stdout=subprocess.DEVNULL):
         yield
 
 
 @contextlib.contextmanager
 def _running(
-    command: list[str], end: signal.Signals, stdout: int | None = subprocess.PIPE
+    command: list[str], *, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program, out of reach of Ctrl-C: that is for the one that collects."""
     with subprocess.Popen(  # noqa: S603 - named above
@@ -76,4 +75,5 @@ def _running(
         try:
             yield process
         finally:
-            process.send_signal(end)
+            # With its children, and at once: nothing of it is needed any more.
+            os.killpg(process.pid, signal.SIGKILL)

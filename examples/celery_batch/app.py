@@ -19,7 +19,7 @@ ASK: Final = "celery_batch.ask"
 """The task's name: who spreads questions imports nothing of what answers them."""
 
 SECONDS: Final = float(os.environ.get("BATCH_SECONDS", "180"))
-"""`BATCH_SECONDS`: how long an answer may take. The library ends it then, and tells what has come."""
+"""`BATCH_SECONDS`: how long an answer may take. The library ends it then, with what has come."""
 
 LONGEST: Final = SECONDS + 30
 """A process that has not come back by then hangs, and Celery kills it."""
@@ -44,7 +44,6 @@ app.conf.update(
     # waits to be tried again is such a question: tasks.py lets none wait that long.
     broker_transport_options={"visibility_timeout": 3600},
     broker_connection_retry_on_startup=True,
-    # Who spreads questions is told soon that Redis is down.
-    task_publish_retry_policy={"max_retries": 2},
+    # Who collects answers is told soon that Redis is down.
     result_backend_transport_options={"retry_policy": {"max_retries": 5}},
 )

@@ -18,6 +18,7 @@ from typing import Any
 from celery.exceptions import TimeoutError as NotYetError
 from celery.result import AsyncResult
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from . import claims
 from .answers import (
@@ -42,7 +43,7 @@ def run(questions: Path, output: Path, *, chatbot: str, patience: float) -> bool
     asked = read_questions(questions)
     _check_broker()
     failed = 0
-    with _run_id(output) as run_id, output.open("ab") as file:
+    with _one_line(), _run_id(output) as run_id, output.open("ab") as file:
         done, size = read_answered(output)
         if done != asked[: len(done)]:
             raise SystemExit(f"{output} has answers to other questions; nothing was changed")
@@ -54,7 +55,11 @@ def run(questions: Path, output: Path, *, chatbot: str, patience: float) -> bool
         ]
         _say(f"{len(results)} questions are with the workers")
         for question, result in zip(todo, results, strict=True):
-            answer = _wait(result, patience)
+            try:
+                answer = _wait(result, patience)
+            finally:
+                # Otherwise it listens until the interpreter ends, and Redis may have gone before.
+                app.backend.remove_pending_result(result)
             failed += isinstance(answer, Failure)
             file.write(write_answer(question, answer))
             file.flush()
@@ -75,6 +80,20 @@ def _check_broker() -> None:
         except OperationalError as error:
             # The URL without its password.
             raise SystemExit(f"no broker at {connection.as_uri()}: {error}") from None
+
+
+@contextlib.contextmanager
+def _one_line() -> Iterator[None]:
+    """End the program with one line when the broker goes, or the answers cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise SystemExit(f"cannot write the answers: {error.strerror}") from None
+    except (OperationalError, RedisError, RuntimeError) as error:
+        cause = error.__cause__ or error  # Celery wraps what it gave up on in a RuntimeError
+        if not isinstance(cause, OperationalError | RedisError):
+            raise
+        raise SystemExit(f"the broker is gone: {cause} The same command goes on.") from None
 
 
 @contextlib.contextmanager
