@@ -284,7 +284,7 @@ def test_an_interrupted_command_goes_on(batch: Batch) -> None:
     with batch.answers.open("ab") as file:
         file.write(b'{"id": null, "quest')  # torn off by a full disk
     status, _, err = told(batch.collect(*questions))
-    assert (0, "", "failed.") == (status, "", err.rpartition(" ")[2])
+    assert (0, True) == (status, err.endswith("are answered, 0 failed."))
     assert ["One", "Two", "Three"] == [line["text"] for line in batch.lines]
     assert dict.fromkeys(questions, 1) == batch.asked
 
@@ -347,22 +347,28 @@ def test_files_that_are_wrong_are_told(batch: Batch) -> None:
     assert not batch.redis.keys("celery")
 
 
-def test_one_command_brings_all_that_it_needs(tmp_path: Path) -> None:
+def test_one_command_brings_all_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dev server, a Redis and a worker of its own, and it ends them."""
+    monkeypatch.delenv("CELERY_BROKER_URL", raising=False)
     answers = tmp_path / "answers.jsonl"
     command = ["-m", "examples.celery_batch", "examples/celery_batch/questions.jsonl", str(answers)]
-    ran = subprocess.run(  # noqa: S603 - our own
+    with subprocess.Popen(  # noqa: S603 - our own
         [sys.executable, *command],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (0, "") == (ran.returncode, ran.stdout), ran.stderr
-    assert ran.stderr.endswith("\n5 are answered, 0 failed.\n")
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=50)
+        finally:
+            process.terminate()  # it ends what it has started
+    assert (0, "") == (process.returncode, out), err
+    assert err.endswith("\n5 are answered, 0 failed.\n")
     lines = [json.loads(line) for line in answers.read_text().splitlines()]
     assert ["users", "orders", "refunds", "top", "category"] == [line["id"] for line in lines]
     assert "**30** users" in lines[0]["text"]

@@ -5,7 +5,7 @@
 With `CELERY_BROKER_URL` the workers are yours (tasks.py says how they are started). Without it, it
 starts a Redis and a worker of its own, and without `FLUXBASE_URL` a dev server.
 
-After Ctrl-C the workers go on, and the same command collects what they have done.
+After Ctrl-C the workers go on, and the same command collects what they have done, for a day.
 """
 
 from __future__ import annotations

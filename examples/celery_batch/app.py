@@ -42,7 +42,8 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     # Redis gives a question to another worker when nobody has taken it off for so long. One that
     # waits to be tried again is such a question: tasks.py lets none wait that long.
-    broker_transport_options={"visibility_timeout": 3600},
+    broker_transport_options={"visibility_timeout": 3600, "socket_connect_timeout": 10},
+    redis_socket_connect_timeout=10,
     broker_connection_retry_on_startup=True,
     # Who collects answers is told soon that Redis is down.
     result_backend_transport_options={"retry_policy": {"max_retries": 5}},

@@ -76,7 +76,7 @@ def _check_broker() -> None:
     """End the program with one line when the broker cannot be reached."""
     with app.connection_for_write() as connection:
         try:
-            connection.ensure_connection(max_retries=1)
+            connection.ensure_connection(max_retries=1, interval_start=0)
         except OperationalError as error:
             # The URL without its password.
             raise SystemExit(f"no broker at {connection.as_uri()}: {error}") from None

@@ -1,8 +1,9 @@
 """Who asks a question: exactly one, whatever Redis delivers twice.
 
-Celery promises no more than that a task is *mostly* run once: a worker that dies at the wrong
-moment, or is suspended for an hour, leaves its task to be delivered again. A claim is a key in
-Redis that only the first can set.
+A worker that dies in the moment in which it takes a task off the queue, or that is suspended for
+an hour, leaves the task to be delivered again. A claim is a key in Redis that only the first can
+set. A Redis that loses its data loses the claims too: keep it on a disk (`appendonly yes`) where
+an answer that is paid for twice is worth that.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     export CELERY_BROKER_URL=redis://... FLUXBASE_URL=wss://...
     export FLUXBASE_EMAIL=... FLUXBASE_PASSWORD=...
-    celery -A examples.celery_batch.tasks worker --concurrency 8
+    celery -A examples.celery_batch.tasks worker --concurrency 8 --loglevel warning
 
 The password (or a token, in `FLUXBASE_TOKEN`) is in the workers' environment only. Each process
-signs in by itself, so neither is ever in Redis or in a monitor.
+signs in by itself, so neither is ever in Redis or in a monitor. From the level `info` on, Celery
+logs the answers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from celery import Task
 from celery.exceptions import Ignore
+from celery.utils.log import get_task_logger
 
 from fluxbase_aichat import ChatPool, FluxbaseChatError
 
@@ -32,6 +34,7 @@ _DELAY: Final = float(os.environ.get("BATCH_DELAY", "2"))
 # Well below the visibility timeout of app.py. Who is to come back later than this is told so.
 _LONGEST_DELAY: Final = 900.0
 
+_log = get_task_logger(__name__)
 _url, _token = read_login()
 
 # Made before the worker forks, it opens nothing: each child has a pool and a login of its own.
@@ -51,6 +54,7 @@ def ask(self: Task[Any, Any], chatbot: str, question: str) -> str:
     except FluxbaseChatError as error:
         delay = _delay(error, request.retries)
         if delay is None:
+            _log.warning("%s: %s", type(error).__name__, " ".join(str(error).split()))
             # No exception: of one, JSON keeps the message and no attribute.
             return dump_error(error)
         give_back(request.id)
