@@ -16,6 +16,7 @@ from fluxbase_aichat import FluxbaseChatError, Reply
 
 __all__ = [
     "Answer",
+    "Answered",
     "Failure",
     "Question",
     "dump_error",
@@ -51,6 +52,16 @@ class Failure:
 
 
 Answer = Reply | Failure
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What stands in a file of answers."""
+
+    questions: list[Question]
+    failed: int
+    size: int
+    """In bytes, without a last line that was torn off."""
 
 
 # -- through Redis ------------------------------------------------------------------------------
@@ -140,12 +151,21 @@ def _rows(reply: Reply) -> list[dict[str, Any]] | None:
     return tables[-1].rows if tables else None
 
 
-def read_answered(path: Path) -> tuple[list[Question], int]:
-    """Return what stands in the answers, and how many bytes that is without a torn last line."""
+def read_answered(path: Path) -> Answered:
+    """Read what an interrupted run has written; a line that was torn off is none."""
     whole = _read(path).rpartition(b"\n")[0]
-    lines = [json.loads(line) for line in whole.splitlines()]
-    questions = [Question(line["question"], line["id"]) for line in lines]
-    return questions, len(whole) + 1 if lines else 0
+    questions = []
+    failed = 0
+    for number, text in enumerate(whole.splitlines(), 1):
+        try:
+            line = json.loads(text)
+            questions.append(Question(line["question"], line["id"]))
+            failed += line["error"] is not None
+        except (ValueError, TypeError, KeyError):
+            raise SystemExit(
+                f"{path}, line {number}: none of this command's answers; nothing was changed"
+            ) from None
+    return Answered(questions, failed, len(whole) + 1 if questions else 0)
 
 
 def _read(path: Path) -> bytes:

@@ -42,16 +42,16 @@ def run(questions: Path, output: Path, *, chatbot: str, patience: float) -> bool
     """
     asked = read_questions(questions)
     _check_broker()
-    failed = 0
     with _one_line(), _run_id(output) as run_id, output.open("ab") as file:
-        done, size = read_answered(output)
-        if done != asked[: len(done)]:
+        done = read_answered(output)
+        todo = asked[len(done.questions) :]
+        if asked != [*done.questions, *todo]:
             raise SystemExit(f"{output} has answers to other questions; nothing was changed")
-        file.truncate(size)
-        todo = asked[len(done) :]
+        file.truncate(done.size)
+        failed = done.failed
         results = [
             _send(str(uuid.uuid5(run_id, f"{number} {question.text}")), chatbot, question)
-            for number, question in enumerate(todo, len(done))
+            for number, question in enumerate(todo, len(done.questions))
         ]
         _say(f"{len(results)} questions are with the workers")
         for question, result in zip(todo, results, strict=True):
@@ -64,7 +64,7 @@ def run(questions: Path, output: Path, *, chatbot: str, patience: float) -> bool
             file.write(write_answer(question, answer))
             file.flush()
             result.forget()  # after it was written: else an interruption would lose it
-    _say(f"{len(todo) - failed} are answered, {failed} failed")
+    _say(f"{len(asked) - failed} are answered, {failed} failed")
     return not failed
 
 
