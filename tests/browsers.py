@@ -191,6 +191,15 @@ class Chromium:
     def _load(self, method: str, **parameters: Any) -> None:
         self._events.clear()
         self.call(method, **parameters)
+        self._loaded()
+
+    def leave(self, selector: str) -> None:
+        """Press what has a page loaded."""
+        self._events.clear()
+        self.click(selector)
+        self._loaded()
+
+    def _loaded(self) -> None:
         while "Page.loadEventFired" not in self._events:
             self._events.append(json.loads(self._socket.recv()).get("method", ""))
 

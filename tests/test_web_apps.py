@@ -576,6 +576,11 @@ def test_in_a_browser(opened: Open, page: Chromium) -> None:
     assert 2 == len(ids)
     assert not [known for known in ids if known in shown]
 
+    page.leave("#sign-out")
+    page.until("document.body.dataset.state === 'signed-out'")
+    assert [] == page.texts(".question, .answer, #past option")
+    assert [""] == page.texts("#who")
+
 
 @needs_chromium
 def test_what_a_browser_shows(opened: Open, page: Chromium) -> None:

@@ -216,9 +216,6 @@ $("past").addEventListener("change", (event) => {
 });
 $("sign-out").addEventListener("click", () => {
   controller?.abort();
-  act("/sign-out", {}, () => {
-    $("log").replaceChildren();
-    state("signed-out");
-  });
+  act("/sign-out", {}, () => location.reload()); // nothing of it stays in the page
 });
 load();
