@@ -560,7 +560,7 @@ def test_in_a_browser(opened: Open, page: Chromium) -> None:
 
     page.click("#new")
     page.until(f"{READY} && !{LAST}")
-    assert ["Earlier conversations"] == page.texts("#past option:checked")
+    assert ["Conversations"] == page.texts("#past option:checked")
     ask(page, "say Hello", 1)
     page.reload()
     page.until(READY)

@@ -149,7 +149,7 @@ async function load() {
     if (!response.ok) return await refused(response);
     const { user, messages, conversations } = await response.json();
     $("who").textContent = user;
-    const heading = new Option("Earlier conversations", "", true, true);
+    const heading = new Option("Conversations", "", true, true);
     heading.disabled = true;
     $("past").replaceChildren(heading);
     for (const { handle, title, current } of conversations) {
