@@ -491,9 +491,9 @@ def test_a_renewal_waits_only_so_long(part, tmp_path: Path) -> None:
 
 def test_a_log_line_is_one_line(part, caplog: pytest.LogCaptureFixture) -> None:
     """Whatever is in the path, and whatever the server has said."""
-    service = part("service")
+    web = part("web")
     with caplog.at_level(logging.INFO, "chat"):
-        service.log("POST /a\n[error] forged", service.BadInputError("red \x1b[31m \r\n text"))
+        web.log("POST /a\n[error] forged", web.BadInputError("red \x1b[31m \r\n text"))
     assert ["POST /a [error] forged: BadInputError: red [31m text"] == caplog.messages
 
 

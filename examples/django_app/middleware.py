@@ -7,7 +7,7 @@ from collections.abc import Callable
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from examples.chat_page.service import CONTENT_POLICY, EXPECTED, BadInputError, log, problem
+from examples.chat_page.web import CONTENT_POLICY, EXPECTED, BadInputError, log, problem
 
 __all__ = ["Problems"]
 

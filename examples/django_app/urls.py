@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.static import serve
 
-from examples.chat_page.service import STATIC
+from examples.chat_page.web import STATIC
 
 from . import views
 

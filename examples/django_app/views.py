@@ -19,7 +19,8 @@ from django.middleware.csrf import rotate_token
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_POST, require_safe
 
-from examples.chat_page.service import STATIC, Service, read
+from examples.chat_page.service import Service
+from examples.chat_page.web import STATIC, read
 from fluxbase_aichat import SSE_HEADERS
 
 __all__ = [

@@ -10,10 +10,11 @@ sees that when it next writes, and closes the stream, which cancels the turn. So
 number of workers, also when none of them is free. Under gunicorn:
 
     export FLUXBASE_URL=... CHAT_SECRET_KEY=... CHAT_DATA=... CHAT_HOSTS=... CHAT_HTTPS=1
-    gunicorn --preload --workers 2 --threads 8 'examples.flask_app.app:create_app()'
+    gunicorn --preload --workers 2 --threads 16 'examples.flask_app.app:create_app()'
 
-Put a proxy before it, for TLS, and for browsers that send or read slowly: each occupies a thread.
-With the worker class `sync` an answer occupies its worker, and must end within `--timeout`.
+An answer occupies a thread; those beyond `CHAT_POOL_SIZE` are left to say that all are busy. Put a
+proxy before it, for TLS, and for browsers that send or read slowly. With the worker class `sync` an
+answer occupies its worker, and must end within `--timeout`.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from flask import Flask, Response, jsonify, request, session
 from flask.logging import default_handler
 from werkzeug.exceptions import HTTPException
 
-from examples.chat_page.service import (
+from examples.chat_page.service import Service
+from examples.chat_page.settings import Settings
+from examples.chat_page.web import (
     CONTENT_POLICY,
     EXPECTED,
     STATIC,
     BadInputError,
-    Service,
     log,
     logger,
     problem,
     read,
 )
-from examples.chat_page.settings import Settings
 from fluxbase_aichat import SSE_HEADERS
 
 __all__ = ["create_app"]
