@@ -17,7 +17,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.middleware.csrf import rotate_token
 from django.views.decorators.csrf import ensure_csrf_cookie
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_GET, require_POST
 
 from examples.chat_page.service import Service
 from examples.chat_page.web import STATIC, read
@@ -43,7 +43,7 @@ def _key(request: HttpRequest) -> str:
     return str(request.session.get("key", ""))
 
 
-@require_safe
+@require_GET
 @ensure_csrf_cookie
 def page(request: HttpRequest) -> HttpResponse:
     """Answer with the page; its script asks for the rest."""
@@ -89,7 +89,7 @@ def ask(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(_service.ask(_key(request), question), headers=SSE_HEADERS)
 
 
-@require_safe
+@require_GET
 def history(request: HttpRequest) -> JsonResponse:
     """Answer with the messages of the conversation, and with the past ones."""
     return JsonResponse(_service.history(_key(request)))
