@@ -527,10 +527,12 @@ def ask(page: Chromium, question: str, number: int) -> None:
     page.until(f"{READY} && document.querySelectorAll('.answer').length === {number}")
 
 
+# A browser has at most six connections to a host; each occupies a sync worker, also an idle one.
 @needs_chromium
-def test_in_a_browser(opened: Open, page: Chromium) -> None:
+@pytest.mark.parametrize(("worker", "workers"), [("sync", "7"), ("gthread", "2")])
+def test_in_a_browser(opened: Open, page: Chromium, worker: str, workers: str) -> None:
     """Sign in, type, watch it stream, stop, load again, see the history, go back to it."""
-    site = opened("gthread")
+    site = opened(worker, WORKERS=workers)
     arrive(page, site)
     page.type("#email", "ann@example.com")
     page.type("#password", "guessed\n")
