@@ -9,7 +9,6 @@ share one cookie jar in the whole process.
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import json
 import math
 import re
@@ -285,11 +284,11 @@ def _doubt(settings: Settings, token: str | None) -> str:
         return "this server wants to know who is asking: pass token="
     expired = _expired_at(token)
     if expired is not None:
-        return f"the token expired at {expired:%Y-%m-%d %H:%M:%S} UTC"
+        return f"the token expired at {time.strftime('%Y-%m-%d %H:%M:%S', expired)} UTC"
     return "is the token right, of this server, and not expired?"
 
 
-def _expired_at(token: str) -> dt.datetime | None:
+def _expired_at(token: str) -> time.struct_time | None:
     """Return when a JWT has expired, as it says itself; `None` if it has not, or is none.
 
     Nothing is verified: this only explains what the server has decided.
@@ -297,7 +296,7 @@ def _expired_at(token: str) -> dt.datetime | None:
     try:
         claims = token.split(".")[1]
         moment = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
-        return dt.datetime.fromtimestamp(moment, dt.UTC) if moment <= time.time() else None
+        return time.gmtime(moment) if moment <= time.time() else None
     except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError):
         return None
 

@@ -44,10 +44,7 @@ from .errors import (
 from .results import Reply
 from .stored import StoredConversation, StoredMessage
 
-__all__ = ["RECOVER_SECONDS", "Question", "asked", "find", "recover"]
-
-RECOVER_SECONDS: Final = 60.0
-"""How long a lost answer is waited for, unless the caller says otherwise."""
+__all__ = ["Question", "asked", "find", "recover"]
 
 # The first look comes at once. An answer takes seconds, so more would only cost the server.
 _FIRST_DELAY: Final = 0.25

@@ -14,8 +14,8 @@ import attrs
 
 from . import events
 from ._answer import Answer, Position
-from ._columns import Interval
 from ._deadline import Deadline
+from ._kinds import Interval
 from ._telling import code_of
 from ._wire import ContentRun
 from .config import check_seconds

@@ -23,6 +23,7 @@ import attrs
 from .errors import ConfigurationError
 
 __all__ = [
+    "RECOVER_SECONDS",
     "UNSET",
     "Endpoint",
     "Limits",
@@ -65,6 +66,9 @@ class Unset:
 
 
 UNSET: Final = Unset()
+
+RECOVER_SECONDS: Final = 60.0
+"""How long a lost answer is waited for, unless the caller says otherwise."""
 
 
 def _shown(value: object) -> str:

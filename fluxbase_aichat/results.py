@@ -12,14 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import attrs
 
 from . import _plain
-from ._columns import (
-    ColumnType,
-    Interval,
-    check_types,
-    convert,
-    recognise,
-)
-from ._select import column_order
+from ._kinds import ColumnType, Interval
 from .errors import ConfigurationError, NoTableError, QueryFailedError
 
 if TYPE_CHECKING:
@@ -145,6 +138,8 @@ class QueryResult(Sequence[dict[str, Any]]):
         In the order of the query when its select list is plain names or `expression AS name`,
         else (`SELECT *`, `count(*)`) in the order of the server, which is alphabetical.
         """
+        from ._select import column_order  # noqa: PLC0415 - only when asked for
+
         return column_order(self.query, self.data)
 
     @cached_property
@@ -175,6 +170,8 @@ class QueryResult(Sequence[dict[str, Any]]):
         columns are as in `rows`. Raises `ConfigurationError` for an unknown column or type, and for
         a value that does not fit. A result without rows knows no columns, and takes any.
         """
+        from ._columns import check_types, convert, recognise  # noqa: PLC0415 - only when asked for
+
         columns = self.columns
         types = check_types(types, columns)
         rows = [{name: row[name] for name in columns if name in row} for row in self.data]

@@ -13,7 +13,8 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
     ["errors", "_deadline", "_harmless", "_logs"],
-    ["_columns", "_plain", "_select", "_reconnect"],
+    ["_kinds", "_plain", "_select", "_reconnect"],
+    ["_columns"],
     ["_frames"],
     ["results"],
     ["events", "stored"],
@@ -51,6 +52,7 @@ PURE = [
     "_watch",
     "_columns",
     "_frames",
+    "_kinds",
     "_plain",
     "_select",
     "stored",
