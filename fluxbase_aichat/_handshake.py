@@ -24,6 +24,7 @@ import attrs
 from . import errors
 from ._deadline import Deadline
 from ._net import Waker, call, wait_for
+from ._value import Value
 from .config import RenewableToken, Settings, check_secret
 from .errors import (
     AuthenticationError,
@@ -58,8 +59,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: .*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-@attrs.frozen
-class Head:
+@attrs.frozen(eq=False, repr=False)
+class Head(Value):
     """The head of an answer."""
 
     status: int

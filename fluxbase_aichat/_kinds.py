@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
+from ._value import Value
+
 __all__ = ["ColumnType", "Interval", "TypeName"]
 
 TypeName: TypeAlias = Literal[
@@ -26,8 +28,8 @@ TypeName: TypeAlias = Literal[
 ColumnType: TypeAlias = TypeName | Callable[[Any], Any]
 
 
-@attrs.frozen
-class Interval:
+@attrs.frozen(eq=False, repr=False)
+class Interval(Value):
     """A PostgreSQL interval with months, which have no fixed length in days.
 
     A column of intervals without months is made of `datetime.timedelta` instead.

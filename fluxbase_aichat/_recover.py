@@ -29,6 +29,7 @@ from ._entry import Entry
 from ._lifetime import calling
 from ._net import Waker, pause
 from ._session import Session
+from ._value import Value
 from .errors import (
     AuthenticationError,
     ChatTimeoutError,
@@ -70,8 +71,8 @@ _TOLD: Final = (
 )
 
 
-@attrs.frozen(kw_only=True)
-class Question:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Question(Value):
     """What is known of the message whose answer is wanted."""
 
     content: str | None

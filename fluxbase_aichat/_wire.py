@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import attrs
 
 from . import events
+from ._value import Value
 from .errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from .results import IntentRule, QueryResult, Quota, QuotaCounter, ToolOutput, Usage
 
@@ -38,8 +39,8 @@ _set_type, _set_conversation_id, _set_delta, _set_raw = (
 )
 
 
-@attrs.define(eq=True)
-class ContentRun:
+@attrs.define(eq=False, repr=False)
+class ContentRun(Value):
     """Neighbouring `content` messages that differ in nothing but their delta.
 
     Handing on the deltas as one list, and making `Content` events only for those who look at
@@ -66,8 +67,8 @@ class ContentRun:
             yield event
 
 
-@attrs.frozen
-class Malformed:
+@attrs.frozen(eq=False, repr=False)
+class Malformed(Value):
     """What came is no message of this protocol; nothing after it can be trusted."""
 
     reason: str

@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
-    ["errors", "_deadline", "_harmless", "_logs"],
+    ["errors", "_deadline", "_harmless", "_logs", "_value"],
     ["_kinds", "_plain", "_select", "_reconnect"],
     ["_columns"],
     ["_frames"],
@@ -43,6 +43,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 PURE = [
+    "_value",
     "errors",
     "results",
     "events",
