@@ -83,6 +83,27 @@ def test_the_threads_of_a_chat_load_nothing():
         assert [] == run(CHAT, server.url)
 
 
+def test_a_chat_while_its_script_is_imported(tmp_path):
+    """Callbacks may use what is loaded later, though the main thread is within an import."""
+    (tmp_path / "script.py").write_text(
+        "import fluxbase_aichat, sys\n"
+        "names = []\n"
+        "def use(event):\n"
+        "    if event.type == 'query_result':\n"
+        "        names.extend([*event.result.rows[0], fluxbase_aichat.ChatPool.__name__])\n"
+        "chat = fluxbase_aichat.FluxbaseAIChat(sys.argv[2], on_event=use)\n"
+        "chat.ask('support', 'Hi')\n"
+        "chat.wait_idle()\n"
+        "chat.disconnect()\n",
+        encoding="utf-8",
+    )
+    with FakeServer() as server:
+        server.on("support").say("Hello.").rows([{"id": 1}])
+        script = "import sys; sys.path.insert(0, sys.argv[1]); import script, json\n"
+        names = run(script + "print(json.dumps(script.names))", str(tmp_path), server.url)
+    assert ["id", "ChatPool"] == names
+
+
 def test_every_name_can_be_had():
     """By attribute, by `import *` and in `dir()`; each in a process that has loaded none of it."""
     names = fluxbase_aichat.__all__
