@@ -355,8 +355,7 @@ class Session:
 
         The garbage collector may run anywhere, and with it somebody's `__del__`.
         """
-        connection = self._current
-        inside = self._lock._is_owned() or (connection is not None and connection.at_work)  # type: ignore[attr-defined]  # noqa: SLF001
+        inside = self._lock._is_owned() or any(c.at_work for c in self._connections())  # type: ignore[attr-defined]  # noqa: SLF001
         if inside:
             self._effects.then(lambda: self._abandoned or call())
         return inside
@@ -410,7 +409,8 @@ class Session:
 
     def _connections(self) -> list[Connection]:
         """Return all that there are, the current one first. Takes no lock."""
-        return [*([self._current] if self._current else []), *self._draining]
+        current = self._current
+        return [*([current] if current else []), *self._draining]
 
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]

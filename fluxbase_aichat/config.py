@@ -12,14 +12,13 @@ import ipaddress
 import math
 import os
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
+from ._edge import edge
 from ._value import Value
 from .errors import ConfigurationError
 
@@ -480,20 +479,13 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
         raise TypeError(f"{function.__qualname__} takes any keyword")
     names = frozenset(name for name in parameters if name != "self")
 
+    @edge
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not names.issuperset(kwargs):
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
             raise ConfigurationError(f"{what}() has no parameter {wrong}: {suggest(wrong, names)}")
-        try:
-            return function(*args, **kwargs)
-        except BaseException as error:
-            if "ipykernel" in sys.modules:
-                # The shell keeps the last traceback, and with its frames the client, which the
-                # next run of the connecting cell replaces.
-                traceback.clear_frames(error.__traceback__)
-                del args, kwargs
-            raise
+        return function(*args, **kwargs)
 
     return checked

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 from . import events
 from ._answer import Answer, Outcome, Position, fresh
 from ._deadline import Deadline
+from ._edge import brief, edge
 from ._entry import Entry, Record
 from ._lifetime import Lease, calling
 from ._logs import about
@@ -114,6 +115,7 @@ class Turn:
 
     # -- waiting ----------------------------------------------------------------------------
 
+    @edge
     def result(self, timeout: float | None = None) -> Reply:
         """Wait until the answer is whole and return it.
 
@@ -179,6 +181,7 @@ class Turn:
 
     # -- after a lost connection ------------------------------------------------------------
 
+    @edge
     def recover(self, timeout: float | None = RECOVER_SECONDS) -> Reply:
         """Return the answer that the server has finished after the connection was lost.
 
@@ -226,6 +229,7 @@ class Turn:
                 raise
         return self._recovered
 
+    @edge
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
 
@@ -244,25 +248,33 @@ class Turn:
 
         Raises what made the turn fail; after a cancel it just ends.
         """
-        for item in self._items():
-            if isinstance(item, ContentRun):
-                for event in item.events():
-                    if self._answer.cancelled:
-                        return
-                    yield event
-            else:
-                yield item
+        try:
+            for item in self._items():
+                if isinstance(item, ContentRun):
+                    for event in item.events():
+                        if self._answer.cancelled:
+                            return
+                        yield event
+                else:
+                    yield item
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
 
     @property
     def text_stream(self) -> Iterator[str]:
         """The text's pieces as they come; it ends and raises as iterating the turn does."""
         answer = self._answer
-        for item in self._items():
-            if isinstance(item, ContentRun):
-                for delta in item.deltas:
-                    if answer.error is not None and answer.cancelled:
-                        return
-                    yield delta
+        try:
+            for item in self._items():
+                if isinstance(item, ContentRun):
+                    for delta in item.deltas:
+                        if answer.error is not None and answer.cancelled:
+                            return
+                        yield delta
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
 
     @named_keywords
     def iter_sse(
@@ -321,6 +333,7 @@ class Turn:
         if not answer.cancelled:
             self._raise_error()
 
+    @edge
     def display(self) -> None:
         """Show the answer while it grows, until it has ended; in a notebook in the current cell.
 

@@ -21,9 +21,9 @@ SOURCE = pathlib.Path(fluxbase_aichat.__file__).read_text(encoding="utf-8")
 
 # Of this package, what a client needs, and no more.
 NEEDED = {
-    "_answer", "_connection", "_conversations", "_deadline", "_dispatch", "_entry", "_handshake",
-    "_kinds", "_lifetime", "_logs", "_net", "_plain", "_protocol", "_reconnect", "_session",
-    "_telling", "_transport", "_value", "_watch", "_wire",
+    "_answer", "_connection", "_conversations", "_deadline", "_dispatch", "_edge", "_entry",
+    "_handshake", "_kinds", "_lifetime", "_logs", "_net", "_plain", "_protocol", "_reconnect",
+    "_session", "_telling", "_transport", "_value", "_watch", "_wire",
     "client", "config", "errors", "events", "results", "turn",
 }  # fmt: skip
 

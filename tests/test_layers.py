@@ -12,8 +12,8 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
-    ["errors", "_deadline", "_harmless", "_logs", "_value"],
-    ["_kinds", "_plain", "_select", "_reconnect"],
+    ["errors", "_harmless", "_logs", "_value"],
+    ["_deadline", "_edge", "_kinds", "_plain", "_select", "_reconnect"],
     ["_columns"],
     ["_frames"],
     ["results"],
