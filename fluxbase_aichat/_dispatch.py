@@ -22,6 +22,7 @@ from . import events
 from ._answer import Answer, Flag
 from ._deadline import Deadline, join, start
 from ._logs import about
+from ._value import Value
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
@@ -96,8 +97,8 @@ def _adapt(name: str, function: object) -> Callback | None:
     return adapted
 
 
-@attrs.frozen(kw_only=True)
-class Callbacks:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Callbacks(Value):
     """The user's callbacks, each looked at once."""
 
     on_content: Callback | None = None
@@ -136,8 +137,8 @@ class _Weakly:
 _NONE = Callbacks()
 
 
-@attrs.frozen
-class Failure:
+@attrs.frozen(eq=False, repr=False)
+class Failure(Value):
     """A request that the client found to have failed; the server said nothing about it."""
 
     error: FluxbaseChatError

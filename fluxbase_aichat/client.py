@@ -14,10 +14,10 @@ from ._edge import edge
 from ._entry import Record
 from ._lifetime import Lease
 from ._net import check_ssl_context
-from ._recover import RECOVER_SECONDS, Question, recover
 from ._session import Session, State
 from ._wire import check_message
 from .config import (
+    RECOVER_SECONDS,
     UNSET,
     Limits,
     Settings,
@@ -434,6 +434,8 @@ class FluxbaseAIChat:
         if question is not None:
             check_message(question, None)
         deadline = Deadline(check_seconds("timeout", timeout), self._session.clock)
+        from ._recover import Question, recover  # noqa: PLC0415 - few answers are lost
+
         return recover(self._session, conversation_id, Question(content=question), deadline)
 
     @edge

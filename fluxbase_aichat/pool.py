@@ -26,6 +26,7 @@ from ._answer import Flag
 from ._deadline import Clock, Deadline, start
 from ._edge import brief
 from ._lifetime import Loan, tell_of_forks
+from ._value import Value
 from .client import FluxbaseAIChat
 from .config import Settings, check_count, check_name, check_seconds, named_keywords, suggest
 from .errors import (
@@ -46,8 +47,8 @@ Token = str | Callable[[], str] | None
 _PERSONAL: Final = ("token", "service_key", "impersonate_user_id")
 
 
-@attrs.frozen(kw_only=True)
-class PoolStats:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class PoolStats(Value):
     """What a pool has at one moment."""
 
     size: int

@@ -11,21 +11,18 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, Position, fresh
-from ._api import perform, read_conversation
 from ._deadline import Deadline
 from ._edge import brief, edge
 from ._entry import Entry, Record
 from ._lifetime import Lease, calling
 from ._logs import about
-from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
-from ._sse import EventStream, SSEOptions
 from ._wire import ContentRun, check_message
-from .config import UNSET, Unset, check_seconds, named_keywords
+from .config import RECOVER_SECONDS, UNSET, Unset, check_seconds, named_keywords
 from .errors import (
     ChatTimeoutError,
     ConfigurationError,
@@ -36,7 +33,10 @@ from .errors import (
     RecoveryError,
 )
 from .results import QueryResult, Reply, ToolOutput, Usage
-from .stored import StoredMessage
+
+if TYPE_CHECKING:
+    from ._sse import EventStream
+    from .stored import StoredMessage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
 
@@ -214,6 +214,8 @@ class Turn:
         if answer.error is None:
             return answer.reply()
         if self._recovered is None:
+            from ._recover import asked, recover  # noqa: PLC0415 - few answers are lost
+
             try:
                 question = asked(self._session, self._entry)
                 # A turn that has gone back to its pool is recovered on its own: the pool may be
@@ -304,6 +306,8 @@ class Turn:
             ConfigurationError: an argument is wrong.
 
         """
+        from ._sse import EventStream, SSEOptions  # noqa: PLC0415 - only web servers need it
+
         options = SSEOptions(
             heartbeat=heartbeat, include=include, include_sql=include_sql, stop=stop
         )
@@ -510,6 +514,8 @@ class Conversation:
         session, conversation_id = self._session, self._record.id
         if conversation_id is None:
             return ()
+        from ._api import perform, read_conversation  # noqa: PLC0415 - few make REST calls
+
         with calling(session) as waker:
             call = read_conversation(conversation_id)
             return perform(session.settings, call, Deadline(seconds), waker).value.messages
