@@ -1,9 +1,9 @@
 """A synchronous client for the AI chat of a Fluxbase server: no asyncio, no callbacks needed."""
 
+import importlib as _importlib
+import typing as _typing
+
 from . import errors, events
-from ._magic import load_ipython_extension
-from ._many import ask_many
-from ._sse import SSE_HEADERS
 from .client import FluxbaseAIChat
 from .config import Limits, Timeouts
 from .errors import (
@@ -40,17 +40,56 @@ from .errors import (
     TurnCancelledError,
     TurnLimitError,
 )
-from .pool import ChatPool, PoolStats
-from .rest import FluxbaseAI, PasswordLogin, RefreshToken
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
-from .stored import (
-    Chatbot,
-    ConversationPage,
-    ConversationSummary,
-    StoredConversation,
-    StoredMessage,
-)
 from .turn import Conversation, Turn
+
+if _typing.TYPE_CHECKING:
+    from ._magic import load_ipython_extension
+    from ._many import ask_many
+    from ._sse import SSE_HEADERS
+    from .login import PasswordLogin, RefreshToken
+    from .pool import ChatPool, PoolStats
+    from .rest import FluxbaseAI
+    from .stored import (
+        Chatbot,
+        ConversationPage,
+        ConversationSummary,
+        StoredConversation,
+        StoredMessage,
+    )
+else:  # a type checker that saw these would take any name for one of ours
+    # What most scripts do without, by the module that has it: loaded when it is first named.
+    _LATER = {
+        "ChatPool": "pool",
+        "Chatbot": "stored",
+        "ConversationPage": "stored",
+        "ConversationSummary": "stored",
+        "FluxbaseAI": "rest",
+        "PasswordLogin": "login",
+        "PoolStats": "pool",
+        "RefreshToken": "login",
+        "SSE_HEADERS": "_sse",
+        "StoredConversation": "stored",
+        "StoredMessage": "stored",
+        "ask_many": "_many",
+        "load_ipython_extension": "_magic",
+        "login": "login",
+        "pool": "pool",
+        "rest": "rest",
+        "stored": "stored",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = _importlib.import_module(f".{_LATER[name]}", __name__)
+        value = module if _LATER[name] == name else getattr(module, name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "SSE_HEADERS",

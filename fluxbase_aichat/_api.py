@@ -20,6 +20,7 @@ from ._deadline import Clock, Deadline
 from ._handshake import refusal, token_of
 from ._net import Waker, pause
 from ._reconnect import Backoff
+from ._value import Value
 from ._wire import read_object, write_object
 from .config import Endpoint, Settings, parse_endpoint
 from .errors import (
@@ -44,8 +45,8 @@ _RETRIES: Final = 2
 _RETRY_DELAY: Final = 0.5
 
 
-@attrs.frozen(kw_only=True)
-class Call(Generic[T]):
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Call(Value, Generic[T]):
     """A REST call."""
 
     name: str
@@ -66,8 +67,8 @@ class Call(Generic[T]):
     """What it shows instead of a token, to be taken out of what the server says."""
 
 
-@attrs.frozen
-class Said(Generic[T]):
+@attrs.frozen(eq=False, repr=False)
+class Said(Value, Generic[T]):
     """The value of an answer, and when it was given."""
 
     value: T

@@ -8,44 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any, Final, Literal, NoReturn, TypeAlias, get_args
+from typing import Any, Final, NoReturn, TypeAlias, get_args
 from uuid import UUID
 
-import attrs
-
+from ._kinds import ColumnType, Interval, TypeName
 from .errors import ConfigurationError
 
-__all__ = ["ColumnType", "Interval", "check_types", "convert", "recognise"]
-
-TypeName: TypeAlias = Literal[
-    "array",
-    "date",
-    "float",
-    "integer",
-    "interval",
-    "json",
-    "numeric",
-    "text",
-    "time",
-    "timestamp",
-    "timestamptz",
-    "uuid",
-]
-ColumnType: TypeAlias = TypeName | Callable[[Any], Any]
+__all__ = ["check_types", "convert", "recognise"]
 
 Row: TypeAlias = Mapping[str, Any]
-
-
-@attrs.frozen
-class Interval:
-    """A PostgreSQL interval with months, which have no fixed length in days.
-
-    A column of intervals without months is made of `datetime.timedelta` instead.
-    """
-
-    months: int = 0
-    days: int = 0
-    microseconds: int = 0
 
 
 # --- The values of a column -----------------------------------------------------------------

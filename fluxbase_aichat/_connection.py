@@ -15,7 +15,7 @@ from typing import Protocol
 
 import attrs
 
-from ._deadline import Clock, Deadline, join
+from ._deadline import Clock, Deadline, join, start
 from ._handshake import Redactor, token_of
 from ._logs import about
 from ._net import Waker, pause
@@ -114,10 +114,7 @@ class Connection:
         """Start the I/O thread; raise `ConnectError` where no thread can be started."""
         if self._thread.ident is not None:
             return  # Ctrl-C came when it had just started
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            raise ConnectError(f"the client's thread cannot be started: {error}") from error
+        start(self._thread)
 
     def discard(self) -> None:
         """Free what it has; its thread was never started."""

@@ -18,7 +18,7 @@ _MAX_TEXTS = 1000
 _RECENT_SECONDS = 5.0
 
 
-@attrs.define
+@attrs.define(eq=False)
 class _Count:
     """The messages of one conversation."""
 

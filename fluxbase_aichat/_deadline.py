@@ -1,4 +1,7 @@
-"""A moment by which something must have happened, passed down through every step of a call."""
+"""A moment by which something must have happened, passed down through every step of a call.
+
+Threads are started and waited for here as well: Ctrl-C may come at any moment of both.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 
-__all__ = ["SLICE", "Clock", "Deadline", "join"]
+from .errors import ConnectError
+
+__all__ = ["SLICE", "Clock", "Deadline", "join", "start"]
 
 # Ctrl-C does not end the wait for a lock on Windows, nor anywhere when it comes in the moment in
 # which the wait begins. So it may come so many seconds late.
@@ -51,6 +56,18 @@ class Deadline:
         """Seconds to wait before looking again whether Ctrl-C has come."""
         left = self.remaining()
         return SLICE if left is None else min(left, SLICE)
+
+
+def start(thread: threading.Thread) -> None:
+    """Start a thread; raise `ConnectError` where there can be none."""
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # It came while `threading` waited for the thread to begin, and a lock of its own that
+            # was not taken again yet made another error of it. The thread runs.
+            raise error.__context__ from None
+        raise ConnectError(f"a thread cannot be started: {error}") from error
 
 
 def join(thread: threading.Thread, deadline: Deadline) -> None:

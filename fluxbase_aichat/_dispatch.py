@@ -19,9 +19,10 @@ from typing import Any, cast
 import attrs
 
 from . import events
-from ._answer import Answer
-from ._deadline import Deadline, join
+from ._answer import Answer, Flag
+from ._deadline import Deadline, join, start
 from ._logs import about
+from ._value import Value
 from ._wire import ContentRun, Item
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
 from .results import QueryResult
@@ -96,8 +97,8 @@ def _adapt(name: str, function: object) -> Callback | None:
     return adapted
 
 
-@attrs.frozen(kw_only=True)
-class Callbacks:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Callbacks(Value):
     """The user's callbacks, each looked at once."""
 
     on_content: Callback | None = None
@@ -136,8 +137,8 @@ class _Weakly:
 _NONE = Callbacks()
 
 
-@attrs.frozen
-class Failure:
+@attrs.frozen(eq=False, repr=False)
+class Failure(Value):
     """A request that the client found to have failed; the server said nothing about it."""
 
     error: FluxbaseChatError
@@ -193,6 +194,9 @@ class Dispatcher:
         self.wants = 0
         """How often it was wanted."""
         self._busy = False
+        # Set when nothing is queued or running, and then another one. Not the condition: Ctrl-C in
+        # a wait for that can leave its lock free, which makes another error of it.
+        self._idle = Flag()
         self._running: Post | None = None
         # Counts how often what was posted was dropped: a running callback is the last then.
         self._drops = 0
@@ -212,13 +216,13 @@ class Dispatcher:
             name = f"fluxbase-aichat-callbacks-{self._threads}"
             self._thread = thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
-            thread.start()
-        except RuntimeError as error:
+            start(thread)
+        except ConnectError:
             with self._lock:
                 self._thread = None
                 self._wanted = False
             self._drop()
-            raise ConnectError(f"the client's thread cannot be started: {error}") from error
+            raise
 
     @staticmethod
     def inside(callbacks: Callbacks) -> bool:
@@ -286,11 +290,15 @@ class Dispatcher:
     def wait_idle(self, deadline: Deadline) -> bool:
         """Wait until nothing is queued or running; `False` when the deadline comes first."""
         with self._lock:
-            while self._queue or self._busy:
-                if deadline.expired:
-                    return False
-                self._posted.wait(deadline.slice())
-            return True
+            if not self._queue and not self._busy:
+                return True
+            idle = self._idle
+        return idle.wait(deadline.remaining())
+
+    def _rests(self) -> None:
+        if not self._queue and not self._busy:
+            idle, self._idle = self._idle, Flag()
+            idle.set()
 
     def rest(self, wants: int | None = None) -> None:
         """End the thread when all that was posted is told; does not wait for it.
@@ -325,7 +333,7 @@ class Dispatcher:
             self._drops += 1
             queue, self._queue = self._queue, deque()
             self._backlog -= sum(post.size for post in queue)
-            self._posted.notify_all()
+            self._rests()
         for post in queue:
             _told(post)
 
@@ -339,7 +347,7 @@ class Dispatcher:
             with self._lock:
                 self._busy = False
                 self._running = None
-                self._posted.notify_all()
+                self._rests()
                 self._posted.wait_for(lambda: self._queue or not self._wanted)
                 if not self._queue:
                     self._thread = None

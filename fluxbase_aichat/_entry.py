@@ -9,13 +9,14 @@ import attrs
 
 from ._answer import Answer, Outcome, fresh
 from ._protocol import Message, Request, Start
+from ._value import Value
 from .errors import FluxbaseChatError
 
 __all__ = ["Entry", "Place", "Record"]
 
 
-@attrs.frozen(kw_only=True)
-class Place:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Place(Value):
     """Where a message stands in its conversation, as far as the client that has sent it knows."""
 
     new: bool

@@ -13,7 +13,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from uuid import UUID
 
-from ._columns import ColumnType, Interval, check_types, convert, recognise
+from ._columns import check_types, convert, recognise
+from ._kinds import ColumnType, Interval
 from .errors import ConfigurationError, MissingExtraError, RemoteProtocolError
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ share one cookie jar in the whole process.
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import json
 import math
 import re
@@ -25,6 +24,7 @@ import attrs
 from . import errors
 from ._deadline import Deadline
 from ._net import Waker, call, wait_for
+from ._value import Value
 from .config import RenewableToken, Settings, check_secret
 from .errors import (
     AuthenticationError,
@@ -59,8 +59,8 @@ _STATUS_LINE = re.compile(r"HTTP/1\.[01] ([1-5][0-9]{2})(?: .*)?")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-@attrs.frozen
-class Head:
+@attrs.frozen(eq=False, repr=False)
+class Head(Value):
     """The head of an answer."""
 
     status: int
@@ -285,11 +285,11 @@ def _doubt(settings: Settings, token: str | None) -> str:
         return "this server wants to know who is asking: pass token="
     expired = _expired_at(token)
     if expired is not None:
-        return f"the token expired at {expired:%Y-%m-%d %H:%M:%S} UTC"
+        return f"the token expired at {time.strftime('%Y-%m-%d %H:%M:%S', expired)} UTC"
     return "is the token right, of this server, and not expired?"
 
 
-def _expired_at(token: str) -> dt.datetime | None:
+def _expired_at(token: str) -> time.struct_time | None:
     """Return when a JWT has expired, as it says itself; `None` if it has not, or is none.
 
     Nothing is verified: this only explains what the server has decided.
@@ -297,7 +297,7 @@ def _expired_at(token: str) -> dt.datetime | None:
     try:
         claims = token.split(".")[1]
         moment = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"]
-        return dt.datetime.fromtimestamp(moment, dt.UTC) if moment <= time.time() else None
+        return time.gmtime(moment) if moment <= time.time() else None
     except (ArithmeticError, LookupError, OSError, RecursionError, TypeError, ValueError):
         return None
 

@@ -21,6 +21,7 @@ from . import _handshake
 from ._deadline import Clock, Deadline
 from ._net import Waker, tls_error
 from ._transport import dial
+from ._value import Value
 from .config import Settings
 from .errors import (
     ChatTimeoutError,
@@ -41,8 +42,8 @@ _ERROR_SECONDS: Final = 1.0
 _MAX_INTERIM: Final = 8
 
 
-@attrs.frozen
-class Answer:
+@attrs.frozen(eq=False, repr=False)
+class Answer(Value):
     """What the server answered."""
 
     status: int

@@ -15,10 +15,12 @@ from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from ._answer import Flag
+from ._deadline import start
+from ._edge import edge
 from ._wire import check_message
 from .client import FluxbaseAIChat
 from .config import check_count, check_name
-from .errors import ConfigurationError, ConnectError, FluxbaseChatError, LocalProtocolError
+from .errors import ConfigurationError, FluxbaseChatError, LocalProtocolError
 from .pool import ChatPool, Token, UserKey
 from .results import Reply
 from .turn import Turn
@@ -34,6 +36,7 @@ Lend = Callable[[], AbstractContextManager[FluxbaseAIChat]]
 _END_SECONDS: Final = 10.0
 
 
+@edge
 def ask_many(
     chat_or_pool_or_settings: Source,
     chatbot: str,
@@ -194,11 +197,7 @@ class _Asking:
             raise self._failure
 
     def _start(self, what: str, target: Callable[[], None]) -> None:
-        name = f"fluxbase-aichat-{what}"
-        try:
-            threading.Thread(target=target, name=name, daemon=True).start()
-        except RuntimeError as error:
-            raise ConnectError(f"a thread cannot be started: {error}") from error
+        start(threading.Thread(target=target, name=f"fluxbase-aichat-{what}", daemon=True))
 
     def _interrupt(self) -> None:
         with self._lock:

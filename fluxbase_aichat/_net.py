@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from ._deadline import Clock, Deadline
+from ._deadline import Clock, Deadline, start
 from .config import Endpoint
 from .errors import (
     ConfigurationError,
@@ -43,6 +43,11 @@ T = TypeVar("T")
 # With more addresses to try, none may use up the whole deadline: a broken IPv6 route swallows
 # packets without a word.
 _ADDRESS_SECONDS = 3.0
+
+_HINTS = {
+    ConnectionRefusedError: "does the server run there, and is the port right?",
+    socket.gaierror: "is its name right, and is there a network?",
+}
 
 # TCP keepalive notices a peer that vanished, also inside a turn, when no ping can be answered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -151,7 +156,7 @@ def call(function: Callable[[], T], deadline: Deadline, waker: Waker, name: str)
             outcome.append(lambda: value)
         waker.wake()
 
-    threading.Thread(target=run, name=f"fluxbase-aichat-{name}", daemon=True).start()
+    start(threading.Thread(target=run, name=f"fluxbase-aichat-{name}", daemon=True))
     while not outcome:
         wait_for(None, 0, deadline, waker)
         if not outcome and deadline.expired:
@@ -209,9 +214,9 @@ def open_socket(
             raise ConnectTimeoutError(f"no connection to {endpoint} in time: {step}") from None
         if isinstance(error, OSError):
             why = error.strerror or str(error)
-            raise ConnectError(f"cannot connect to {endpoint}: {why}") from error
-        if isinstance(error, (RuntimeError, ValueError)):
-            # No thread starts while the interpreter shuts down; ssl and idna refuse odd names.
+            hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), "")
+            raise ConnectError(f"cannot connect to {endpoint}: {why}", hint=hint) from error
+        if isinstance(error, ValueError):  # ssl and idna refuse odd names
             raise ConnectError(f"cannot connect to {endpoint}: {error}") from error
         raise
     return sock

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 import attrs
 
 from . import errors, events
+from ._value import Value
 from ._wire import Item, Malformed, encode_cancel, encode_message, encode_start
 from .errors import FluxbaseChatError, IdentityConflictError, LocalProtocolError
 
@@ -73,8 +74,8 @@ class Message:
 Request = Start | Message
 
 
-@attrs.frozen
-class Delivery:
+@attrs.frozen(eq=False, repr=False)
+class Delivery(Value):
     """One thing that arrived, and whose it is."""
 
     item: Item
@@ -84,8 +85,8 @@ class Delivery:
     """Whether it ends the request."""
 
 
-@attrs.frozen
-class Rule:
+@attrs.frozen(eq=False, repr=False)
+class Rule(Value):
     """Whose answer a kind of message is, whether it ends the request, and the connection."""
 
     whose: Callable[[Any, Any], Request | None]

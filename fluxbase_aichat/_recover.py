@@ -29,6 +29,7 @@ from ._entry import Entry
 from ._lifetime import calling
 from ._net import Waker, pause
 from ._session import Session
+from ._value import Value
 from .errors import (
     AuthenticationError,
     ChatTimeoutError,
@@ -44,10 +45,7 @@ from .errors import (
 from .results import Reply
 from .stored import StoredConversation, StoredMessage
 
-__all__ = ["RECOVER_SECONDS", "Question", "asked", "find", "recover"]
-
-RECOVER_SECONDS: Final = 60.0
-"""How long a lost answer is waited for, unless the caller says otherwise."""
+__all__ = ["Question", "asked", "find", "recover"]
 
 # The first look comes at once. An answer takes seconds, so more would only cost the server.
 _FIRST_DELAY: Final = 0.25
@@ -73,8 +71,8 @@ _TOLD: Final = (
 )
 
 
-@attrs.frozen(kw_only=True)
-class Question:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Question(Value):
     """What is known of the message whose answer is wanted."""
 
     content: str | None

@@ -13,7 +13,6 @@ entry: nothing goes between them, so another chatbot cannot answer the message.
 from __future__ import annotations
 
 import contextlib
-import random
 import sys
 import threading
 import weakref
@@ -35,7 +34,7 @@ from ._protocol import Delivery, Message, Request, Start, error_of
 from ._reconnect import GOOD_SECONDS, Backoff
 from ._telling import Effects, Telling
 from ._watch import Due
-from ._wire import Item, Malformed
+from ._wire import Item, Malformed, fast_loads
 from .config import Settings
 from .errors import (
     ChatTimeoutError,
@@ -68,6 +67,7 @@ class Session:
         self.clock: Clock = clock
         self._conversations = Conversations(settings.impersonate_user_id)
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
+        fast_loads()  # here, so that no I/O thread has to import anything
         self._begin(callbacks)
 
     def _begin(self, callbacks: Callbacks) -> None:
@@ -85,6 +85,8 @@ class Session:
         self._opened_at = 0.0
         self._draining: deque[Connection] = deque()
         self._numbers = 0
+        import random  # noqa: PLC0415 - a millisecond of every import, and only clients need it
+
         self._backoff = Backoff(
             settings.reconnect_attempts, settings.reconnect_delay, random.random
         )
@@ -353,8 +355,7 @@ class Session:
 
         The garbage collector may run anywhere, and with it somebody's `__del__`.
         """
-        connection = self._current
-        inside = self._lock._is_owned() or (connection is not None and connection.at_work)  # type: ignore[attr-defined]  # noqa: SLF001
+        inside = self._lock._is_owned() or any(c.at_work for c in self._connections())  # type: ignore[attr-defined]  # noqa: SLF001
         if inside:
             self._effects.then(lambda: self._abandoned or call())
         return inside
@@ -408,7 +409,8 @@ class Session:
 
     def _connections(self) -> list[Connection]:
         """Return all that there are, the current one first. Takes no lock."""
-        return [*([self._current] if self._current else []), *self._draining]
+        current = self._current
+        return [*([current] if current else []), *self._draining]
 
     def _unfinished(self) -> list[Entry]:
         return [*([self._on_wire] if self._on_wire else []), *self._queue]

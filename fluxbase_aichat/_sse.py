@@ -14,9 +14,10 @@ import attrs
 
 from . import events
 from ._answer import Answer, Position
-from ._columns import Interval
 from ._deadline import Deadline
+from ._kinds import Interval
 from ._telling import code_of
+from ._value import Value
 from ._wire import ContentRun
 from .config import check_seconds
 from .errors import ConfigurationError, ConnectError, FluxbaseChatError
@@ -50,8 +51,8 @@ def _include(value: Iterable[str]) -> frozenset[str]:
     return chosen
 
 
-@attrs.frozen(kw_only=True)
-class SSEOptions:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SSEOptions(Value):
     """What `Turn.iter_sse` was told, checked."""
 
     heartbeat: float | None = attrs.field(

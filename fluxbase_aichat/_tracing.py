@@ -17,6 +17,7 @@ from . import events
 from ._answer import Answer
 from ._deadline import Clock
 from ._logs import about
+from ._value import Value
 from ._wire import Item
 from .config import Settings
 from .errors import ConfigurationError, FluxbaseChatError, MissingExtraError, TurnCancelledError
@@ -51,8 +52,8 @@ def check_tracer(tracer: object) -> None:
         ) from error
 
 
-@attrs.frozen
-class _Call:
+@attrs.frozen(eq=False, repr=False)
+class _Call(Value):
     """One run of a tool: when it began and ended, in nanoseconds since 1970, and what it gave."""
 
     tool: str

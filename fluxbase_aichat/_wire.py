@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 import attrs
 
 from . import events
+from ._value import Value
 from .errors import ConfigurationError, LocalProtocolError, RemoteProtocolError
 from .results import IntentRule, QueryResult, Quota, QuotaCounter, ToolOutput, Usage
 
@@ -25,6 +26,7 @@ __all__ = [
     "encode_cancel",
     "encode_message",
     "encode_start",
+    "fast_loads",
     "read_object",
     "write_object",
 ]
@@ -37,8 +39,8 @@ _set_type, _set_conversation_id, _set_delta, _set_raw = (
 )
 
 
-@attrs.define(eq=True)
-class ContentRun:
+@attrs.define(eq=False, repr=False)
+class ContentRun(Value):
     """Neighbouring `content` messages that differ in nothing but their delta.
 
     Handing on the deltas as one list, and making `Content` events only for those who look at
@@ -65,8 +67,8 @@ class ContentRun:
             yield event
 
 
-@attrs.frozen
-class Malformed:
+@attrs.frozen(eq=False, repr=False)
+class Malformed(Value):
     """What came is no message of this protocol; nothing after it can be trusted."""
 
     reason: str
@@ -317,7 +319,8 @@ def _beyond_64_bits(payload: bytes) -> bool:
     return b"0" * 19 in digits and (b"0" * 20 in digits or b"-" + b"0" * 19 in digits)
 
 
-def _orjson() -> Callable[[bytes], Any] | None:
+def fast_loads() -> Callable[[bytes], Any] | None:
+    """Return what orjson reads with, `None` where it is not installed; the first call loads it."""
     try:
         import orjson  # noqa: PLC0415 - the extra `speed`
     except ImportError:
@@ -344,7 +347,7 @@ class Decoder:
         self._parse_long = json.JSONDecoder(**options, parse_int=_long_integer).decode
         # It follows 1,024 levels of nesting, json as many as Python's version lets it, about
         # 1,000: no message of a server has ten. It cannot keep the digits of a fraction.
-        self._parse_fast = None if exact_numbers else _orjson()
+        self._parse_fast = None if exact_numbers else fast_loads()
         # The last content message without its delta, and, once it has come twice, the bytes in
         # front of the delta's value if they alone say the same.
         self._rest: dict[str, Any] = {}

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from ._deadline import Deadline
 from ._dispatch import Callbacks
+from ._edge import edge
 from ._entry import Record
 from ._lifetime import Lease
 from ._net import check_ssl_context
-from ._recover import RECOVER_SECONDS, Question, recover
 from ._session import Session, State
 from ._wire import check_message
 from .config import (
+    RECOVER_SECONDS,
     UNSET,
     Limits,
     Settings,
@@ -170,6 +171,7 @@ class FluxbaseAIChat:
         self._entered = False
 
     @classmethod
+    @edge
     def from_env(cls, **options: Any) -> Self:
         """Make a client from `FLUXBASE_URL` and, if it is set, `FLUXBASE_TOKEN`.
 
@@ -233,6 +235,7 @@ class FluxbaseAIChat:
         """
         return self._session.state
 
+    @edge
     def __enter__(self) -> Self:
         if self._entered:
             raise LocalProtocolError("this client is in a with block already")
@@ -431,8 +434,11 @@ class FluxbaseAIChat:
         if question is not None:
             check_message(question, None)
         deadline = Deadline(check_seconds("timeout", timeout), self._session.clock)
+        from ._recover import Question, recover  # noqa: PLC0415 - few answers are lost
+
         return recover(self._session, conversation_id, Question(content=question), deadline)
 
+    @edge
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until all turns have ended and their callbacks have run; say whether that is so.
 

@@ -12,17 +12,18 @@ import ipaddress
 import math
 import os
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, ParamSpec, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
+from ._edge import edge
+from ._value import Value
 from .errors import ConfigurationError
 
 __all__ = [
+    "RECOVER_SECONDS",
     "UNSET",
     "Endpoint",
     "Limits",
@@ -65,6 +66,9 @@ class Unset:
 
 
 UNSET: Final = Unset()
+
+RECOVER_SECONDS: Final = 60.0
+"""How long a lost answer is waited for, unless the caller says otherwise."""
 
 
 def _shown(value: object) -> str:
@@ -111,8 +115,8 @@ def _seconds_field(default: float | None) -> Any:
     )
 
 
-@attrs.frozen(kw_only=True)
-class Timeouts:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Timeouts(Value):
     """How long each phase may last, in seconds; `None` is no limit.
 
     `start`, `idle` and `turn` count from when the request is written, not while it is queued.
@@ -149,8 +153,8 @@ def _check_bytes(_: object, field: attrs.Attribute[int], value: object) -> None:
         )
 
 
-@attrs.frozen(kw_only=True)
-class Limits:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Limits(Value):
     """How much is kept in memory, in bytes.
 
     The other bounds are constants of the transport, with their reasons.
@@ -164,8 +168,8 @@ class Limits:
     """What may wait for slow callbacks before reading pauses (256 MiB)."""
 
 
-@attrs.frozen
-class Endpoint:
+@attrs.frozen(eq=False, repr=False)
+class Endpoint(Value):
     """Where the server is."""
 
     secure: bool
@@ -297,8 +301,8 @@ def check_secret(name: str, value: object) -> str:
 _PROXY_PORTS = {"http": 80, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
 
 
-@attrs.frozen
-class Proxy:
+@attrs.frozen(eq=False, repr=False)
+class Proxy(Value):
     """What stands between the client and the server. Its password is in no `repr`."""
 
     scheme: str
@@ -405,8 +409,8 @@ def _check_limits(_: object, field: attrs.Attribute[Any], value: object) -> None
 _LONGEST_DELAY = 60.0
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Settings(Value):
     """All that a client was told, checked. Secrets are in no `repr`."""
 
     endpoint: Endpoint = attrs.field(converter=parse_endpoint)
@@ -475,20 +479,13 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
         raise TypeError(f"{function.__qualname__} takes any keyword")
     names = frozenset(name for name in parameters if name != "self")
 
+    @edge
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not names.issuperset(kwargs):
             wrong = next(name for name in kwargs if name not in names)
             what = function.__qualname__.removesuffix(".__init__")
             raise ConfigurationError(f"{what}() has no parameter {wrong}: {suggest(wrong, names)}")
-        try:
-            return function(*args, **kwargs)
-        except BaseException as error:
-            if "ipykernel" in sys.modules:
-                # The shell keeps the last traceback, and with its frames the client, which the
-                # next run of the connecting cell replaces.
-                traceback.clear_frames(error.__traceback__)
-                del args, kwargs
-            raise
+        return function(*args, **kwargs)
 
     return checked

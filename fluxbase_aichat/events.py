@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from ._value import Value
 from .results import IntentRule, QueryResult, Quota, ToolOutput, Usage
 
 __all__ = [
@@ -37,8 +38,8 @@ def _type(name: str) -> Any:
     return attrs.field(default=name, init=False, repr=False)
 
 
-@attrs.frozen(kw_only=True)
-class Event:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Event(Value):
     """What all events have."""
 
     type: str = _type("")
@@ -46,7 +47,7 @@ class Event:
     raw: dict[str, Any] = attrs.field(factory=dict, repr=False)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class ChatStarted(Event):
     """A conversation is open on this connection."""
 
@@ -54,7 +55,7 @@ class ChatStarted(Event):
     chatbot: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Progress(Event):
     """What the chatbot is doing: `thinking`, `generating`, `querying`, `executing`, or newer."""
 
@@ -63,7 +64,7 @@ class Progress(Event):
     message: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Content(Event):
     """The next piece of the answer's text."""
 
@@ -71,7 +72,7 @@ class Content(Event):
     delta: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class QueryResultEvent(Event):
     """A query that the chatbot ran, with its rows."""
 
@@ -79,7 +80,7 @@ class QueryResultEvent(Event):
     result: QueryResult = attrs.field(factory=QueryResult)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class ToolResult(Event):
     """What a tool gave; of `execute_sql` also as a query result, in `output.query_result`."""
 
@@ -87,7 +88,7 @@ class ToolResult(Event):
     output: ToolOutput = attrs.field(factory=ToolOutput)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class AgentTransition(Event):
     """One agent hands over to another (from server 2026.6)."""
 
@@ -99,7 +100,7 @@ class AgentTransition(Event):
     reason: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class AgentThought(Event):
     """An agent's plan, reasoning or tool use (from server 2026.6)."""
 
@@ -112,7 +113,7 @@ class AgentThought(Event):
     plan: dict[str, Any] | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Done(Event):
     """The answer is whole."""
 
@@ -122,7 +123,7 @@ class Done(Event):
     daily_quota: Quota | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class ErrorEvent(Event):
     """The server could not do what was asked."""
 
@@ -131,28 +132,28 @@ class ErrorEvent(Event):
     code: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Cancelled(Event):
     """The server has read a `cancel`."""
 
     type: str = _type("cancelled")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class UnknownEvent(Event):
     """A message of a type that this version does not know; all of it is in `raw`."""
 
     type: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Connected(Event):
     """The client's own: a connection is open."""
 
     type: str = _type("connected")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Disconnected(Event):
     """The client's own: the connection has ended; `reason` says how, in a sentence."""
 
@@ -160,7 +161,7 @@ class Disconnected(Event):
     reason: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Reconnecting(Event):
     """The client's own: attempt number `attempt` (from 1) follows in `delay` seconds."""
 
@@ -169,7 +170,7 @@ class Reconnecting(Event):
     delay: float = 0.0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False, repr=False)
 class Reconnected(Event):
     """The client's own: the connection is back."""
 

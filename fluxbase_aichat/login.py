@@ -18,6 +18,7 @@ from ._api import Call, endpoint_of, perform
 from ._deadline import Clock, Deadline
 from ._lifetime import calling, tell_of_forks
 from ._net import check_ssl_context
+from ._value import Value
 from .config import (
     RenewableToken,
     Settings,
@@ -56,8 +57,8 @@ _EXPIRED: Final = "the refresh token is not accepted any more: sign in again"
 _REFUSALS: Final = frozenset({400, 500})
 
 
-@attrs.frozen
-class _Tokens:
+@attrs.frozen(eq=False, repr=False)
+class _Tokens(Value):
     """What signing in and refreshing give. No token is in its `repr`."""
 
     access: str = attrs.field(repr=False)
@@ -66,8 +67,8 @@ class _Tokens:
     """Seconds from when they were asked for."""
 
 
-@attrs.frozen
-class _Held:
+@attrs.frozen(eq=False, repr=False)
+class _Held(Value):
     """The tokens that are held, with the two clocks: one stops in a suspend, one can be set."""
 
     tokens: _Tokens

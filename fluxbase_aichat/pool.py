@@ -23,11 +23,19 @@ from typing import Any, Final, NoReturn, Self
 import attrs
 
 from ._answer import Flag
-from ._deadline import Clock, Deadline
+from ._deadline import Clock, Deadline, start
+from ._edge import brief
 from ._lifetime import Loan, tell_of_forks
+from ._value import Value
 from .client import FluxbaseAIChat
 from .config import Settings, check_count, check_name, check_seconds, named_keywords, suggest
-from .errors import ConfigurationError, NotConnectedError, PoolTimeoutError
+from .errors import (
+    ConfigurationError,
+    ConnectError,
+    FluxbaseChatError,
+    NotConnectedError,
+    PoolTimeoutError,
+)
 from .turn import PageContext, Turn
 
 __all__ = ["ChatPool", "PoolStats", "Token", "UserKey"]
@@ -39,8 +47,8 @@ Token = str | Callable[[], str] | None
 _PERSONAL: Final = ("token", "service_key", "impersonate_user_id")
 
 
-@attrs.frozen(kw_only=True)
-class PoolStats:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class PoolStats(Value):
     """What a pool has at one moment."""
 
     size: int
@@ -212,7 +220,11 @@ class ChatPool:
 
     @contextlib.contextmanager
     def _lend(self, person: _Person) -> Iterator[FluxbaseAIChat]:
-        place = self._acquire(person)
+        try:
+            place = self._acquire(person)
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
         chat = _LentChat(place)
         try:
             yield chat
@@ -367,7 +379,7 @@ class ChatPool:
         if self._lock._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001
             # The garbage collector, which may run anywhere, has just ended somebody's lease.
             put = functools.partial(self._put, place, good=good)
-            threading.Thread(target=put, name="fluxbase-aichat-pool", daemon=True).start()
+            start(threading.Thread(target=put, name="fluxbase-aichat-pool", daemon=True))
             return
         with self._lock:
             if place not in self._busy:
@@ -392,8 +404,8 @@ class ChatPool:
                 )
         if janitor is not None:
             try:
-                janitor.start()
-            except RuntimeError:  # the interpreter is shutting down
+                start(janitor)
+            except ConnectError:  # the interpreter is shutting down
                 self._janitor = None
 
     def _tidy(self) -> float | None:

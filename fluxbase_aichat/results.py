@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import attrs
 
 from . import _plain
-from ._columns import (
-    ColumnType,
-    Interval,
-    check_types,
-    convert,
-    recognise,
-)
-from ._select import column_order
+from ._kinds import ColumnType, Interval
+from ._value import Value
 from .errors import ConfigurationError, NoTableError, QueryFailedError
 
 if TYPE_CHECKING:
@@ -66,8 +60,8 @@ _SHOWN_ROWS: Final = 50
 _SHOWN_TEXT: Final = 1_000
 
 
-@attrs.frozen
-class Usage:
+@attrs.frozen(eq=False, repr=False)
+class Usage(Value):
     """The tokens that an answer has used; all 0 when the model's provider does not count."""
 
     prompt_tokens: int = 0
@@ -77,8 +71,8 @@ class Usage:
     """How many of the prompt's tokens came from a cache, or `None` where that is not told."""
 
 
-@attrs.frozen
-class IntentRule:
+@attrs.frozen(eq=False, repr=False)
+class IntentRule(Value):
     """A rule of the chatbot that a word of the question has set off."""
 
     keyword: str = ""
@@ -88,16 +82,16 @@ class IntentRule:
     forbidden_tool: str | None = None
 
 
-@attrs.frozen
-class QuotaCounter:
+@attrs.frozen(eq=False, repr=False)
+class QuotaCounter(Value):
     """How much of a daily limit is used."""
 
     used: int = 0
     limit: int = 0
 
 
-@attrs.frozen
-class Quota:
+@attrs.frozen(eq=False, repr=False)
+class Quota(Value):
     """What this user may still ask of this chatbot today, as of the end of the answer."""
 
     requests: QuotaCounter = attrs.field(factory=QuotaCounter)
@@ -106,8 +100,8 @@ class Quota:
     """When the counters start again: a date and time by RFC 3339, as the server wrote it."""
 
 
-@attrs.frozen
-class QueryResult(Sequence[dict[str, Any]]):
+@attrs.frozen(eq=False, repr=False)
+class QueryResult(Value, Sequence[dict[str, Any]]):
     """The result of one SQL query: a sequence of its rows.
 
     It is always true, also without rows, so that `if reply.query_results[0]:` does not change its
@@ -145,6 +139,8 @@ class QueryResult(Sequence[dict[str, Any]]):
         In the order of the query when its select list is plain names or `expression AS name`,
         else (`SELECT *`, `count(*)`) in the order of the server, which is alphabetical.
         """
+        from ._select import column_order  # noqa: PLC0415 - only when asked for
+
         return column_order(self.query, self.data)
 
     @cached_property
@@ -175,6 +171,8 @@ class QueryResult(Sequence[dict[str, Any]]):
         columns are as in `rows`. Raises `ConfigurationError` for an unknown column or type, and for
         a value that does not fit. A result without rows knows no columns, and takes any.
         """
+        from ._columns import check_types, convert, recognise  # noqa: PLC0415 - only when asked for
+
         columns = self.columns
         types = check_types(types, columns)
         rows = [{name: row[name] for name in columns if name in row} for row in self.data]
@@ -266,8 +264,8 @@ class QueryResult(Sequence[dict[str, Any]]):
         return "\n".join(parts)
 
 
-@attrs.frozen
-class ToolOutput:
+@attrs.frozen(eq=False, repr=False)
+class ToolOutput(Value):
     """What one of the chatbot's tools gave back."""
 
     tool: str = ""
@@ -296,8 +294,8 @@ class ToolOutput:
         return f"<ToolOutput {_line(self.tool, 60)}: {what}>"
 
 
-@attrs.frozen(kw_only=True)
-class Reply:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Reply(Value):
     """A whole answer. `str(reply)` is its text."""
 
     text: str = ""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import attrs
 
 from . import _plain
+from ._value import Value
 from .errors import ConfigurationError, RemoteProtocolError
 from .results import QueryResult, Usage, read_usage
 
@@ -31,8 +32,8 @@ __all__ = [
 T = TypeVar("T")
 
 
-@attrs.frozen(kw_only=True)
-class Chatbot:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Chatbot(Value):
     """A chatbot as the server lists it."""
 
     id: str = ""
@@ -50,8 +51,8 @@ class Chatbot:
     `allowed_operations`, `allowed_schemas`, `version`, `created_at`."""
 
 
-@attrs.frozen(kw_only=True)
-class ConversationSummary:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ConversationSummary(Value):
     """A stored conversation as the server lists it. Times are aware, in UTC."""
 
     # Whoever knows the id can go on with the conversation, so it is not shown.
@@ -68,8 +69,8 @@ class ConversationSummary:
     raw: dict[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
 
 
-@attrs.frozen(kw_only=True)
-class ConversationPage:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ConversationPage(Value):
     """A part of the list of conversations, the newest first. Iterating gives `conversations`."""
 
     conversations: tuple[ConversationSummary, ...] = ()
@@ -85,8 +86,8 @@ class ConversationPage:
         return len(self.conversations)
 
 
-@attrs.frozen(kw_only=True)
-class StoredMessage:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class StoredMessage(Value):
     """A message of a stored conversation."""
 
     id: str = attrs.field(default="", repr=False)
@@ -102,8 +103,8 @@ class StoredMessage:
     raw: dict[str, Any] = attrs.field(factory=dict, repr=False, eq=False)
 
 
-@attrs.frozen(kw_only=True)
-class StoredConversation:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class StoredConversation(Value):
     """A stored conversation with its messages, the oldest first. Times are aware, in UTC."""
 
     id: str = attrs.field(default="", repr=False)

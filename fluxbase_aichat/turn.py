@@ -11,20 +11,18 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from . import events
 from ._answer import Answer, Outcome, Position, fresh
-from ._api import perform, read_conversation
 from ._deadline import Deadline
+from ._edge import brief, edge
 from ._entry import Entry, Record
 from ._lifetime import Lease, calling
 from ._logs import about
-from ._recover import RECOVER_SECONDS, asked, recover
 from ._session import Session
-from ._sse import EventStream, SSEOptions
 from ._wire import ContentRun, check_message
-from .config import UNSET, Unset, check_seconds, named_keywords
+from .config import RECOVER_SECONDS, UNSET, Unset, check_seconds, named_keywords
 from .errors import (
     ChatTimeoutError,
     ConfigurationError,
@@ -35,7 +33,10 @@ from .errors import (
     RecoveryError,
 )
 from .results import QueryResult, Reply, ToolOutput, Usage
-from .stored import StoredMessage
+
+if TYPE_CHECKING:
+    from ._sse import EventStream
+    from .stored import StoredMessage
 
 __all__ = ["Conversation", "IfBusy", "PageContext", "Turn", "ask", "send", "start"]
 
@@ -114,6 +115,7 @@ class Turn:
 
     # -- waiting ----------------------------------------------------------------------------
 
+    @edge
     def result(self, timeout: float | None = None) -> Reply:
         """Wait until the answer is whole and return it.
 
@@ -179,6 +181,7 @@ class Turn:
 
     # -- after a lost connection ------------------------------------------------------------
 
+    @edge
     def recover(self, timeout: float | None = RECOVER_SECONDS) -> Reply:
         """Return the answer that the server has finished after the connection was lost.
 
@@ -211,6 +214,8 @@ class Turn:
         if answer.error is None:
             return answer.reply()
         if self._recovered is None:
+            from ._recover import asked, recover  # noqa: PLC0415 - few answers are lost
+
             try:
                 question = asked(self._session, self._entry)
                 # A turn that has gone back to its pool is recovered on its own: the pool may be
@@ -224,6 +229,7 @@ class Turn:
                 raise
         return self._recovered
 
+    @edge
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
 
@@ -242,25 +248,33 @@ class Turn:
 
         Raises what made the turn fail; after a cancel it just ends.
         """
-        for item in self._items():
-            if isinstance(item, ContentRun):
-                for event in item.events():
-                    if self._answer.cancelled:
-                        return
-                    yield event
-            else:
-                yield item
+        try:
+            for item in self._items():
+                if isinstance(item, ContentRun):
+                    for event in item.events():
+                        if self._answer.cancelled:
+                            return
+                        yield event
+                else:
+                    yield item
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
 
     @property
     def text_stream(self) -> Iterator[str]:
         """The text's pieces as they come; it ends and raises as iterating the turn does."""
         answer = self._answer
-        for item in self._items():
-            if isinstance(item, ContentRun):
-                for delta in item.deltas:
-                    if answer.error is not None and answer.cancelled:
-                        return
-                    yield delta
+        try:
+            for item in self._items():
+                if isinstance(item, ContentRun):
+                    for delta in item.deltas:
+                        if answer.error is not None and answer.cancelled:
+                            return
+                        yield delta
+        except FluxbaseChatError as error:
+            brief(error)
+            raise
 
     @named_keywords
     def iter_sse(
@@ -292,6 +306,8 @@ class Turn:
             ConfigurationError: an argument is wrong.
 
         """
+        from ._sse import EventStream, SSEOptions  # noqa: PLC0415 - only web servers need it
+
         options = SSEOptions(
             heartbeat=heartbeat, include=include, include_sql=include_sql, stop=stop
         )
@@ -317,6 +333,7 @@ class Turn:
         if not answer.cancelled:
             self._raise_error()
 
+    @edge
     def display(self) -> None:
         """Show the answer while it grows, until it has ended; in a notebook in the current cell.
 
@@ -497,6 +514,8 @@ class Conversation:
         session, conversation_id = self._session, self._record.id
         if conversation_id is None:
             return ()
+        from ._api import perform, read_conversation  # noqa: PLC0415 - few make REST calls
+
         with calling(session) as waker:
             call = read_conversation(conversation_id)
             return perform(session.settings, call, Deadline(seconds), waker).value.messages

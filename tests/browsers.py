@@ -75,7 +75,8 @@ class HttpBrowser:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
+        self.cookies: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
+        self.set_cookies: list[str] = []
         with self.get("/") as page:
             assert 200 == page.status
             self.headers = page.headers
@@ -91,15 +92,16 @@ class HttpBrowser:
     def request(self, method: str, path: str, body: bytes = b"", **headers: str) -> Answer:
         """Send anything."""
         sent = {"Content-Type": "application/json"}
-        sent["Cookie"] = "; ".join(f"{c.key}={c.coded_value}" for c in self._cookies.values())
-        if "csrftoken" in self._cookies:
-            sent["X-CSRFToken"] = self._cookies["csrftoken"].value
+        sent["Cookie"] = "; ".join(f"{c.key}={c.coded_value}" for c in self.cookies.values())
+        if "csrftoken" in self.cookies:
+            sent["X-CSRFToken"] = self.cookies["csrftoken"].value
         sent |= headers
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=WAIT)
         connection.request(method, path, body, sent)
         answer = Answer(connection)
         for line in answer.headers.get_all("Set-Cookie", []):
-            self._cookies.load(line)
+            self.cookies.load(line)
+            self.set_cookies.append(line)
         return answer
 
     def sign_in(self, name: str = "ann") -> None:
@@ -110,7 +112,7 @@ class HttpBrowser:
 
     def known(self) -> str:
         """Return what the cookies tell whoever looks into them."""
-        return "\n".join(text for cookie in self._cookies.values() for text in _read(cookie.value))
+        return "\n".join(text for cookie in self.cookies.values() for text in _read(cookie.value))
 
 
 def _read(cookie: str) -> Iterator[str]:
@@ -189,6 +191,15 @@ class Chromium:
     def _load(self, method: str, **parameters: Any) -> None:
         self._events.clear()
         self.call(method, **parameters)
+        self._loaded()
+
+    def leave(self, selector: str) -> None:
+        """Press what has a page loaded."""
+        self._events.clear()
+        self.click(selector)
+        self._loaded()
+
+    def _loaded(self) -> None:
         while "Page.loadEventFired" not in self._events:
             self._events.append(json.loads(self._socket.recv()).get("method", ""))
 
@@ -235,6 +246,15 @@ class Chromium:
             key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
             self.call("Input.dispatchKeyEvent", type="keyDown", **key)
             self.call("Input.dispatchKeyEvent", type="keyUp", **key)
+
+    def choose(self, selector: str, text: str) -> None:
+        """Choose the option of a list that has this text."""
+        self.evaluate(
+            f"((list) => {{ list.selectedIndex = [...list.options].findIndex("
+            f"(option) => option.text === {json.dumps(text)});"
+            f"list.dispatchEvent(new Event('change')) }})"
+            f"(document.querySelector({json.dumps(selector)}))"
+        )
 
     def texts(self, selector: str) -> list[str]:
         """Return what these elements say."""

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxbase_aichat._columns import Interval, check_types, convert, recognise
+from fluxbase_aichat._columns import check_types, convert, recognise
+from fluxbase_aichat._kinds import Interval
 from fluxbase_aichat._select import column_order, select_names
 from fluxbase_aichat.errors import ConfigurationError
 

@@ -346,7 +346,7 @@ def test_x02_after_a_loss() -> None:
         peer.cut()
 
     with RawServer(script) as server:
-        chat = FluxbaseAIChat(server.url, on_event=heard, reconnect_delay=0.0)
+        chat = FluxbaseAIChat(server.url, on_event=heard, reconnect_delay=60)
         turn = chat.conversation("support").send("Hi")
         with pytest.raises(ConnectionLostError):
             turn.result()

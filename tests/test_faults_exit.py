@@ -195,6 +195,31 @@ def test_x06_no_wait_is_long(monkeypatch) -> None:
     assert all(seconds is not None and seconds <= SLICE for seconds in waits), waits
 
 
+def test_x06_ctrl_c_while_a_thread_begins(monkeypatch) -> None:
+    """`threading` may make a RuntimeError of it: it is Ctrl-C all the same, and the threads run."""
+    start = threading.Thread.start
+    interrupted: list[str] = []
+
+    def interrupting(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("fluxbase") and thread.name not in interrupted:
+            interrupted.append(thread.name)
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise RuntimeError("release unlocked lock")
+
+    with RawServer(Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, on_content=len)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupting)
+            with pytest.raises(KeyboardInterrupt):
+                chat.ask("support", "Hi")
+        assert ["callbacks", "io"] == [name.split("-")[2] for name in interrupted]
+        assert "You said: Hi" == chat.ask("support", "Hi").text
+        chat.disconnect()
+
+
 def test_x06_ctrl_c_at_any_moment() -> None:
     """Wherever it strikes, no lock stays taken, and nothing is waited for in vain."""
 

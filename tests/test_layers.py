@@ -12,8 +12,9 @@ PACKAGE = pathlib.Path(fluxbase_aichat.__file__).parent
 
 # Lower modules know nothing of higher ones; those of one line do not know each other.
 LAYERS = [
-    ["errors", "_deadline", "_harmless", "_logs"],
-    ["_columns", "_plain", "_select", "_reconnect"],
+    ["errors", "_harmless", "_logs", "_value"],
+    ["_deadline", "_edge", "_kinds", "_plain", "_select", "_reconnect"],
+    ["_columns"],
     ["_frames"],
     ["results"],
     ["events", "stored"],
@@ -42,6 +43,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 PURE = [
+    "_value",
     "errors",
     "results",
     "events",
@@ -51,6 +53,7 @@ PURE = [
     "_watch",
     "_columns",
     "_frames",
+    "_kinds",
     "_plain",
     "_select",
     "stored",

@@ -165,7 +165,9 @@ def test_dropped_client_whose_source_of_tokens_holds_it() -> None:
         assert gone(session)
 
 
-@pytest.mark.parametrize("lock", ["the session's", "the connection's"])
+@pytest.mark.parametrize(
+    "lock", ["the session's", "the connection's", "that of one whose turn was cancelled"]
+)
 @pytest.mark.parametrize("says", ["disconnect", "cancel"])
 def test_x09_collected_in_the_middle_of_its_own_work(says, lock, monkeypatch) -> None:
     """A `__del__` that the collector runs on a client's own thread, under its lock, may call it."""
@@ -212,6 +214,8 @@ def test_x09_collected_in_the_middle_of_its_own_work(says, lock, monkeypatch) ->
             window = Window(server.url)
             window.talk.send("Hi")
             asked.wait()
+            if lock == "that of one whose turn was cancelled":
+                window.talk.cancel()
             session = weakref.ref(window.chat._session)
             monkeypatch.setattr(of, name, collecting)
             del window

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from browsers import CHROMIUM, Chromium, HttpBrowser
 from scripts.process import Script
+from servers import WAIT
 
+from fluxbase_aichat import ConnectTimeoutError
 from fluxbase_aichat.devserver import DevServer
+from fluxbase_aichat.devserver._auth import Auth, BadTokenError
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="gunicorn needs fork")
 
@@ -30,8 +40,9 @@ DOWN = "The chat server cannot be reached. Please try again later."
 class Site:
     """An application under gunicorn, and the dev server that it asks."""
 
-    def __init__(self, server: DevServer, script: Script) -> None:
+    def __init__(self, server: DevServer, data: Path, script: Script) -> None:
         self.server = server
+        self.data = data
         self._script = script
         self.port = int(script.line())
 
@@ -72,7 +83,7 @@ def opened(name, tmp_path: Path) -> Iterator[Open]:
             }
             chosen = [f"{key}={value}" for key, value in (settings | variables).items()]
             script = Script("web_app.py", name, worker, *chosen, options=STRICT)
-            return Site(server, stack.enter_context(script))
+            return Site(server, tmp_path, stack.enter_context(script))
 
         yield open_site
 
@@ -215,11 +226,17 @@ def test_failures_are_one_line(opened: Open) -> None:
     assert "Hello" == text_of(browser.post("/ask", question).events())
     kind, data = browser.post("/ask", {"question": "say One\ncut"}).events()[-1]
     assert ("error", "CONNECTION_LOST") == (kind, data["code"])
-    log = site.end().rstrip("\n").split("\n")
-    kinds = ["AuthenticationError", "RateLimitError", "ConnectError", "ConnectError"]
-    assert len(kinds) == len(log), log
-    for line, expected, path in zip(log, kinds, ["ask", "ask", "ask", "sign-in"], strict=True):
-        assert f"POST /{path}: {expected}: " in line
+    told = site.end().rstrip("\n").split("\n")
+    expected = [
+        "POST /ask: AuthenticationError: ",
+        "POST /ask: RateLimitError: ",
+        "POST /ask: ConnectError: ",
+        "POST /sign-in: ConnectError: ",
+        "an answer: ConnectionLostError: ",
+    ]
+    assert len(expected) == len(told), told
+    for text, line in zip(expected, told, strict=True):
+        assert text in line
 
 
 BOB = {"email": "bob@example.com", "password": "bob-password"}
@@ -235,10 +252,10 @@ def test_a_server_that_hangs_hangs_no_worker(opened: Open) -> None:
         assert (503, {"error": DOWN}) == (answer.status, answer.json())
     site.server.faults.clear()
     assert "Hello" == text_of(browser.post("/ask", {"question": "say Hello"}).events())
-    log = site.end().rstrip("\n").split("\n")
+    told = site.end().rstrip("\n").split("\n")
     assert ["ask: ConnectTimeoutError", "sign-in: ConnectTimeoutError"] == [
-        line.partition("POST /")[2].partition("Error: ")[0] + "Error" for line in log
-    ], log
+        line.partition("POST /")[2].partition("Error: ")[0] + "Error" for line in told
+    ], told
 
 
 def test_a_full_pool_says_so(opened: Open) -> None:
@@ -298,92 +315,325 @@ def test_bad_input_is_refused(opened: Open) -> None:
     assert "" == site.end()
 
 
+class Tokens:
+    """Has the dev server's tokens expire, and its refresh tokens be good for one use."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.refreshed: list[str] = []
+        self._issued: set[str] = set()
+        self._expired: set[str] = set()
+        self._together = threading.Barrier(1)
+        make, check = Auth.tokens, Auth.user_of
+
+        def tokens(auth, user):
+            made = make(auth, user)
+            self._issued.add(made["access_token"])
+            return made
+
+        def user_of(auth, token, kind="access"):
+            if kind == "refresh":
+                bad = token in self.refreshed
+                self.refreshed.append(token)
+            elif bad := token in self._expired:
+                self._together.wait(WAIT)
+            if bad:
+                raise BadTokenError("Invalid or expired Bearer token")
+            return check(auth, token, kind)
+
+        monkeypatch.setattr(Auth, "tokens", tokens)
+        monkeypatch.setattr(Auth, "user_of", user_of)
+
+    def expire(self, together: int) -> None:
+        """End those that were issued; so many requests are refused at the same moment."""
+        self._expired |= self._issued
+        self._together = threading.Barrier(together)
+
+
+@pytest.mark.parametrize(
+    ("worker", "settings"), [("sync", {"WORKERS": "2"}), ("gthread", {"WORKERS": "1"})]
+)
+def test_an_expired_token_is_renewed(
+    opened: Open, worker: str, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, also when two workers find it expired; when it cannot be, the page asks to sign in."""
+    tokens = Tokens(monkeypatch)
+    site = opened(worker, **settings)
+    browser = site.browser()
+    with ThreadPoolExecutor(2) as threads:
+        for times in (1, 2):
+            tokens.expire(together=2)
+            both = [threads.submit(browser.get, "/history") for _ in range(2)]
+            assert [200, 200] == [answer.result().status for answer in both]
+            for answer in both:
+                answer.result().close()
+            assert times == len(tokens.refreshed)
+    tokens.expire(together=1)
+    assert "Hello" == text_of(browser.post("/ask", {"question": "say Hello"}).events())
+    assert 3 == len(tokens.refreshed) == len(set(tokens.refreshed))
+
+    tokens.expire(together=1)
+    with closing(sqlite3.connect(site.data / "sessions.db")) as database, database:
+        database.execute("UPDATE sessions SET refresh_token = ?", tokens.refreshed[:1])
+    assert SIGN_IN == browser.get("/history").json()["error"]
+    browser.sign_in()
+    browser.get("/history").close()
+    assert ["AuthenticationError"] == re.findall(r"\w+Error", site.end())
+
+
+def test_past_conversations(opened: Open) -> None:
+    """They are listed without their ids, opened again, and gone on with; nobody else's are."""
+    site = opened("gthread", WORKERS="1")
+    browser = site.browser()
+    for question in ("say One", "say Two"):
+        browser.post("/new", {}).close()
+        browser.post("/ask", {"question": question}).read()
+    told = browser.get("/history").read().decode()
+    second, first = browser.get("/history").json()["conversations"]
+    assert ("say Two", True, "say One", False) == (
+        *(second["title"], second["current"]),
+        *(first["title"], first["current"]),
+    )
+    browser.post("/open", {"conversation": first["handle"]}).close()
+    browser.post("/ask", {"question": "say Three"}).read()
+    history = browser.get("/history").json()
+    contents = [message["content"] for message in history["messages"]]
+    assert ["say One", "One", "say Three", "Three"] == contents
+
+    sent = [frame.frame for frame in site.server.received if frame.frame["type"] == "message"]
+    one, two, three = (frame["conversation_id"] for frame in sent)
+    assert one == three != two
+    assert not [known for known in (one, two) if known in f"{told}{history}"]
+
+    # A handle is of use to the session that got it alone, and an id to nobody.
+    bob, elsewhere = site.browser("bob"), site.browser()
+    assert 2 == len(elsewhere.get("/history").json()["conversations"])
+    assert [] == bob.get("/history").json()["conversations"]
+    for other in (bob, elsewhere, browser):
+        for handle in (one, "\N{SNOWMAN}", *([first["handle"]] if other is not browser else [])):
+            refused = other.post("/open", {"conversation": handle})
+            expected = {"error": "There is no such conversation."}
+            assert (400, expected) == (refused.status, refused.json())
+    assert [] == bob.get("/history").json()["messages"]
+    assert "" == site.end()
+
+
+def test_a_session_ends(opened: Open) -> None:
+    """After a day, when another begins in its browser, and for whoever has its old cookie."""
+    site = opened("sync", WORKERS="1")
+    browser, copied = site.browser(), HttpBrowser(site.port)
+    copied.cookies = copy.deepcopy(browser.cookies)
+    with copied.get("/history") as answer:
+        assert 200 == answer.status
+    browser.sign_in()
+    assert SIGN_IN == copied.get("/history").json()["error"]
+    copied.cookies = copy.deepcopy(browser.cookies)
+    browser.post("/sign-out", {}).close()
+    assert SIGN_IN == copied.get("/history").json()["error"]
+    browser.sign_in()
+    with closing(sqlite3.connect(site.data / "sessions.db")) as database, database:
+        database.execute("UPDATE sessions SET since = datetime('now', '-2 days')")
+    assert SIGN_IN == browser.get("/history").json()["error"]
+    assert "" == site.end()
+
+
+def test_behind_tls(opened: Open, name: str) -> None:
+    """Cookies are for TLS and for this host alone; other hosts' names and pages are refused."""
+    site = opened("sync", WORKERS="1", CHAT_HTTPS="1", CHAT_HOSTS="chat.example,127.0.0.1")
+    browser = HttpBrowser(site.port)
+    ours = {"Host": "chat.example", "Origin": "https://chat.example"}
+    ours["Referer"] = "https://chat.example/"
+    with browser.post("/sign-in", BOB, **ours) as answer:
+        assert 200 == answer.status
+    (cookie,) = [line for line in browser.set_cookies if line.startswith("__Host-session=")]
+    assert {"secure", "httponly", "path=/", "samesite=lax"} <= set(cookie.lower().split("; "))
+    assert not [line for line in browser.set_cookies if "secure" not in line.lower()]
+    with browser.get("/history") as answer:
+        assert 200 == answer.status
+    with browser.request("GET", "/", Host="evil.example") as answer:
+        assert 400 == answer.status
+    if name == "django_app":  # Flask's takes JSON alone, for which a browser asks beforehand
+        with browser.post("/new", {}, **ours | {"Origin": "https://evil.example"}) as answer:
+            assert 403 == answer.status
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Import a module of what both applications share."""
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: import_module(f"examples.chat_page.{name}")
+
+
+def test_secrets_stay_where_they_are(part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a file that is its owner's, and not in what a debugger or a log shows."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setenv("FLUXBASE_URL", "ws://127.0.0.1:1")
+    monkeypatch.setenv("CHAT_SECRET_KEY", "hidden-key")
+    monkeypatch.setenv("CHAT_DATA", str(tmp_path))
+    sessions = part("sessions").Sessions(tmp_path)
+    key = sessions.begin("ann@example.com", "hidden-token", "hidden-refresh")
+    sessions.go_on(key, "hidden-id")
+    assert "hidden" not in f"{sessions.get(key)}{part('settings').Settings.from_env()}"
+    with sessions.alone(key, 0):
+        assert [0o600] == [path.stat().st_mode & 0o777 for path in tmp_path.glob("sessions.db")]
+
+
+def test_a_renewal_waits_only_so_long(part, tmp_path: Path) -> None:
+    """For another one of the same session; those of others go on."""
+    sessions = part("sessions").Sessions(tmp_path)
+    with sessions.alone("ann", 1):
+        with sessions.alone("bob", 0):
+            assert sessions.get("ann") is None
+        with pytest.raises(ConnectTimeoutError, match="still renews"), sessions.alone("ann", 0):
+            pass
+    with sessions.alone("ann", 0):
+        pass
+
+
+def test_a_log_line_is_one_line(part, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever is in the path, and whatever the server has said."""
+    web = part("web")
+    with caplog.at_level(logging.INFO, "chat"):
+        web.log("POST /a\n[error] forged", web.BadInputError("red \x1b[31m \r\n text"))
+    assert ["POST /a [error] forged: BadInputError: red [31m text"] == caplog.messages
+
+
 LAST = "document.querySelector('.answer:last-child')"
 READY = "document.body.dataset.state === 'ready'"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-def test_in_a_browser(opened: Open, tmp_path: Path) -> None:
-    """Sign in, type, watch it stream, stop, see what is no HTML, load again, see the history."""
-    site = opened("gthread")
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Chromium]:
     with Chromium(tmp_path / "profile") as browser:
-        browser.open(f"http://127.0.0.1:{site.port}/")
-        browser.until("document.body.dataset.state === 'signed-out'")
-        assert [SIGN_IN] == browser.texts("#notice")
-        browser.type("#email", "ann@example.com")
-        browser.type("#password", "guessed\n")
-        browser.until("document.getElementById('notice').textContent.includes('not right')")
-        browser.type("#password", "ann-password\n")
-        browser.until(READY)
-
-        browser.type("#question", f"{QUESTION}\n")
-        browser.until(f"{READY} && {LAST}")
-        assert ["Calm Heron", "34", "4076.6"] == browser.texts("tbody tr:first-child td")
-        assert ["3 rows", ""] == browser.texts(".progress, caption")
-
-        assert ["Calm Heron"] == browser.texts(".text strong")
-
-        # It stops after some words, as a model that thinks does.
-        site.server.faults.set(stall="turn", after=6)
-        browser.type("#question", "Who are the top 5 users by revenue?\n")
-        browser.until("document.querySelector('.answer ~ .answer .text')?.textContent")
-        assert "streaming" == browser.evaluate("document.body.dataset.state")
-        assert "" != browser.texts(".answer:last-child .progress")[0]
-        browser.click("#stop")
-        browser.until(READY)
-        assert ["Stopped."] == browser.texts(".answer:last-child .progress")
-        site.server.faults.clear()
-
-        mean = "say <img src=x onerror=document.title='hit'>"
-        browser.type("#question", f"{mean}\n")
-        browser.until(f"{READY} && document.querySelectorAll('.answer').length === 3")
-        assert [mean.removeprefix("say ")] == browser.texts(".answer:last-child .text")
-
-        browser.reload()
-        browser.until(READY)
-        assert {QUESTION, mean} <= set(browser.texts(".question"))
-        assert ["Calm Heron", "34", "4076.6"] == browser.texts(".answer td")[:3]
-        assert mean.removeprefix("say ") in browser.texts(".text")
-        assert "Calm Heron" in browser.texts(".text strong")
-        assert [0, "Ask the data"] == browser.evaluate("[document.images.length, document.title]")
-        shown = browser.evaluate("document.documentElement.outerHTML + document.cookie")
-        ids = {sent.frame.get("conversation_id") for sent in site.server.received} - {None}
-        assert ids
-        assert not [known for known in ids if known in shown]
+        yield browser
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
-def test_failures_in_a_browser(opened: Open, tmp_path: Path) -> None:
+def arrive(page: Chromium, site: Site) -> None:
+    page.open(f"http://127.0.0.1:{site.port}/")
+    page.until("document.body.dataset.state === 'signed-out'")
+    assert [SIGN_IN] == page.texts("#notice")
+
+
+def sign_in(page: Chromium) -> None:
+    page.evaluate("document.getElementById('email').value = ''")
+    page.type("#email", "ann@example.com")
+    page.type("#password", "ann-password\n")
+    page.until(READY)
+
+
+def ask(page: Chromium, question: str, number: int) -> None:
+    """Type a question, and wait for the whole answer, which is the one of that number."""
+    page.type("#question", f"{question}\n")
+    page.until(f"{READY} && document.querySelectorAll('.answer').length === {number}")
+
+
+# A browser has at most six connections to a host; each occupies a sync worker, also an idle one.
+@needs_chromium
+@pytest.mark.parametrize(("worker", "workers"), [("sync", "7"), ("gthread", "2")])
+def test_in_a_browser(opened: Open, page: Chromium, worker: str, workers: str) -> None:
+    """Sign in, type, watch it stream, stop, load again, see the history, go back to it."""
+    site = opened(worker, WORKERS=workers)
+    arrive(page, site)
+    page.type("#email", "ann@example.com")
+    page.type("#password", "guessed\n")
+    page.until("document.getElementById('notice').textContent.includes('not right')")
+    sign_in(page)
+
+    ask(page, QUESTION, 1)
+    assert ["Calm Heron", "34", "4076.6"] == page.texts("tbody tr:first-child td")
+    assert ["3 rows", ""] == page.texts(".progress, caption")
+    assert ["Calm Heron"] == page.texts(".text strong")
+
+    # It stops after some words, as a model that thinks does.
+    site.server.faults.set(stall="turn", after=6)
+    stopped = "Who are the top 5 users by revenue?"
+    page.type("#question", f"{stopped}\n")
+    page.until("document.querySelector('.answer ~ .answer .text')?.textContent")
+    assert "streaming" == page.evaluate("document.body.dataset.state")
+    assert "" != page.texts(".answer:last-child .progress")[0]
+    page.click("#stop")
+    page.until(READY)
+    assert "Stopped. The server may still" in page.texts(".answer:last-child .progress")[0]
+    page.reload()
+    page.until(READY)
+    assert [QUESTION, stopped] == page.texts(".question")
+    assert "No answer is kept: it was" in page.texts(".answer:last-child .progress")[0]
+    site.server.faults.clear()
+
+    page.click("#new")
+    page.until(f"{READY} && !{LAST}")
+    assert ["Conversations"] == page.texts("#past option:checked")
+    ask(page, "say Hello", 1)
+    page.reload()
+    page.until(READY)
+    assert ["say Hello"] == page.texts("#past option:checked")
+    page.choose("#past", QUESTION)
+    page.until(f"{READY} && document.querySelector('td')?.textContent === 'Calm Heron'")
+    assert [QUESTION, stopped] == page.texts(".question")
+    assert ["Calm Heron", "34", "4076.6"] == page.texts(".answer td")[:3]
+    assert "Calm Heron" in page.texts(".text strong")
+
+    shown = page.evaluate("document.documentElement.outerHTML + document.cookie")
+    ids = {sent.frame.get("conversation_id") for sent in site.server.received} - {None}
+    assert 2 == len(ids)
+    assert not [known for known in ids if known in shown]
+
+    page.leave("#sign-out")
+    page.until("document.body.dataset.state === 'signed-out'")
+    assert [] == page.texts(".question, .answer, #past option")
+    assert [""] == page.texts("#who")
+
+
+@needs_chromium
+def test_what_a_browser_shows(opened: Open, page: Chromium) -> None:
+    """No HTML, all digits, and of a long table its beginning; loaded again it is the same."""
+    site = opened("gthread")
+    arrive(page, site)
+    sign_in(page)
+    mean = "<img src=x onerror=document.title='hit'>"
+    ask(page, f"say {mean}", 1)
+    long = f'sql select u.name as "{mean}", 9007199254740993 as big from users u, orders o'  # noqa: S608
+    ask(page, long, 2)
+    for _ in range(2):
+        assert [f"say {mean}", long] == page.texts(".question")
+        assert mean in page.texts(".text")
+        assert ["100 rows, of which these are the first 50"] == page.texts("caption")
+        assert [mean, "big"] == page.texts("th")
+        assert ["9007199254740993"] * 50 == page.texts("td:last-child")
+        assert [0, "Ask the data"] == page.evaluate("[document.images.length, document.title]")
+        page.reload()
+        page.until(READY)
+    assert [f"say {mean}"] == page.texts("#past option:checked")
+    # And if the page's script had a mistake: the browser refuses.
+    insert = "try { document.body.innerHTML = '<img>' } catch (error) { error.name }"
+    assert "TypeError" == page.evaluate(insert)
+
+
+@needs_chromium
+def test_failures_in_a_browser(opened: Open, page: Chromium) -> None:
     """Each is one line, and the page goes on: 429, 401, a server that is down, and up again."""
     site = opened("gthread")
-    with Chromium(tmp_path / "profile") as browser:
 
-        def sign_in() -> None:
-            browser.evaluate("document.getElementById('email').value = ''")
-            browser.type("#email", "ann@example.com")
-            browser.type("#password", "ann-password\n")
-            browser.until(READY)
+    def fails(notice: str, state: str = "ready") -> None:
+        page.evaluate("document.getElementById('question').value = ''")
+        page.type("#question", "say Hello\n")
+        page.until(
+            f"document.body.dataset.state === '{state}' && "
+            f"document.getElementById('notice').textContent.includes('{notice}')"
+        )
 
-        def ask(notice: str, state: str = "ready") -> None:
-            browser.evaluate("document.getElementById('question').value = ''")
-            browser.type("#question", "say Hello\n")
-            browser.until(
-                f"document.body.dataset.state === '{state}' && "
-                f"document.getElementById('notice').textContent.includes('{notice}')"
-            )
-
-        browser.open(f"http://127.0.0.1:{site.port}/")
-        browser.until("document.body.dataset.state === 'signed-out'")
-        sign_in()
-        site.server.faults.set(status=429, retry_after=900)
-        ask("come back in 15 minutes")
-        site.server.faults.clear()
-        site.server.kill()
-        ask(DOWN)
-        site.server.start()
-        site.server.faults.unauthorized = True
-        ask(SIGN_IN, "signed-out")
-        site.server.faults.clear()
-        sign_in()
-        ask("")
-        browser.until("document.querySelector('.text')?.textContent === 'Hello'")
+    arrive(page, site)
+    sign_in(page)
+    site.server.faults.set(status=429, retry_after=900)
+    fails("come back in 15 minutes")
+    site.server.faults.clear()
+    site.server.kill()
+    fails(DOWN)
+    site.server.start()
+    site.server.faults.unauthorized = True
+    fails(SIGN_IN, "signed-out")
+    site.server.faults.clear()
+    sign_in(page)
+    page.evaluate("document.getElementById('question').value = ''")
+    ask(page, "say Hello", 1)
+    assert ["Hello"] == page.texts(".text")

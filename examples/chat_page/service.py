@@ -1,192 +1,169 @@
-"""What both applications do with the chat. It knows no web framework, and no session."""
+"""What both applications do with the chat, for the session of a key. It knows no web framework.
+
+A conversation's id gets to no browser: whoever is signed in and knows one can go on with it.
+"""
 
 from __future__ import annotations
 
+import hmac
 import json
-import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Self, TypeVar
 
 from fluxbase_aichat import (
     AuthenticationError,
     ChatPool,
-    ConfigurationError,
-    ConnectError,
-    ConnectionLostError,
-    ConversationNotResumedError,
-    FeatureDisabledError,
+    ConversationSummary,
     FluxbaseAI,
-    LocalProtocolError,
+    Limits,
     NotFoundError,
     PasswordLogin,
-    PermissionDeniedError,
-    PoolTimeoutError,
     QueryResult,
-    QuotaError,
-    RateLimitError,
+    RefreshToken,
     Timeouts,
+    Turn,
 )
 
-__all__ = [
-    "CONTENT_POLICY",
-    "STATIC",
-    "BadInputError",
-    "Problem",
-    "Service",
-    "SignedOutError",
-    "log",
-    "problem",
-    "read",
-]
+from .sessions import Session, Sessions
+from .settings import Settings
+from .web import BadInputError, SignedOutError, log
 
-STATIC: Final = Path(__file__).parent / "static"
-CONTENT_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Were a text of the server inserted as HTML by mistake, the browser would still not run it."""
+__all__ = ["Service"]
 
-_LONGEST: Final = 4000
 # A browser that has gone is noticed by writing to it, so Stop takes this long when nothing comes.
 _HEARTBEAT: Final = 0.5
 # The longest silence of an answer: the model's provider has gone.
 _IDLE: Final = 60.0
+# So much may wait for each browser that reads slowly.
+_LIMITS: Final = Limits(message_bytes=8 * 2**20, turn_bytes=16 * 2**20)
+# What the page shows of a table, a conversation and the list of them.
+_ROWS: Final = 50
+_MESSAGES: Final = 100
+_PAST: Final = 20
 
-
-class BadInputError(Exception):
-    """The browser sent what cannot be used; the message is for a person."""
-
-
-class SignedOutError(Exception):
-    """Who asks has not signed in."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A failure as the browser gets it."""
-
-    status: int
-    message: str
-    retry_after: int | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Those that go with it."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
-
-
-def problem(error: Exception) -> Problem:
-    """Say in one line what a person can do; the details are for the log."""
-    match error:
-        case BadInputError():
-            return Problem(400, str(error))
-        case ConfigurationError() | LocalProtocolError():
-            return Problem(400, "That cannot be sent.")
-        case SignedOutError() | AuthenticationError():
-            return Problem(401, "You are not signed in, or not any more. Please sign in.")
-        case PermissionDeniedError():
-            return Problem(403, "You may not use this chatbot.")
-        case RateLimitError(retry_after=seconds):
-            wait = None if seconds is None else max(1, round(seconds))
-            when = "later" if wait is None else f"in {_duration(wait)}"
-            return Problem(429, f"That was too much at once. Please come back {when}.", wait)
-        case QuotaError():
-            return Problem(429, "What you may ask in a day is used up. Please come back tomorrow.")
-        case PoolTimeoutError():
-            return Problem(503, "All connections are busy. Please try again in a moment.", 5)
-        case FeatureDisabledError():
-            return Problem(503, "The chat is switched off.")
-        case ConnectError() | ConnectionLostError() | TimeoutError():
-            return Problem(503, "The chat server cannot be reached. Please try again later.", 5)
-    return Problem(502, "The chat server could not answer that.")
-
-
-def log(logger: logging.Logger, request: str, error: Exception) -> None:
-    """Write one line; one that a usual log leaves out when nothing is wrong on the server."""
-    usual = isinstance(error, BadInputError | SignedOutError)
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    level = logging.INFO if usual else logging.WARNING
-    logger.log(level, "%s: %s", request, text, stacklevel=2)
-
-
-def _duration(seconds: int) -> str:
-    if seconds < 120:  # noqa: PLR2004 - two minutes
-        return f"{seconds} seconds"
-    return f"{-(-seconds // 60)} minutes"
-
-
-def read(body: bytes, *names: str) -> list[str]:
-    """Return these texts of a request's JSON object. Raises `BadInputError`."""
-    try:
-        values = json.loads(body)
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise BadInputError("The request is no JSON object.")
-    texts = []
-    for name in names:
-        text = values.get(name)
-        if not isinstance(text, str) or not text.strip():
-            raise BadInputError(f"Please give a {name}.")
-        if len(text) > _LONGEST:
-            raise BadInputError(f"The {name} is longer than {_LONGEST} characters.")
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # JSON can write half of a surrogate pair
-            raise BadInputError(f"The {name} is no text.") from None
-        texts.append(text)
-    return texts
+T = TypeVar("T")
 
 
 class Service:
     """The chat of one application, for all its threads; a forked worker's pool begins empty."""
 
-    def __init__(
-        self, url: str, chatbot: str, *, size: int, acquire_timeout: float, seconds: float
-    ) -> None:
-        self._url = url
-        self._chatbot = chatbot
-        self._seconds = seconds
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.url
+        self._chatbot = settings.chatbot
+        self._seconds = settings.seconds
+        self._sessions = Sessions(settings.data)
         # Not tried again: a person waits, and can.
         self._pool = ChatPool(
-            url,
-            size=size,
-            acquire_timeout=acquire_timeout,
-            timeouts=Timeouts(connect=seconds, start=seconds, idle=_IDLE),
+            settings.url,
+            size=settings.pool_size,
+            acquire_timeout=settings.pool_seconds,
+            timeouts=Timeouts(connect=self._seconds, start=self._seconds, idle=_IDLE),
+            limits=_LIMITS,
             reconnect_attempts=0,
         )
 
-    def sign_in(self, email: str, password: str) -> str:
-        """Return the person's token."""
-        return PasswordLogin(self._url, email, password, timeout=self._seconds)()
+    # -- sessions ---------------------------------------------------------------------------
 
-    def ask(
-        self, email: str, token: str, conversation_id: str | None, question: str
-    ) -> tuple[str, Any]:
-        """Ask, and return the conversation's id and the answer's stream.
+    def sign_in(self, old_key: str, email: str, password: str) -> str:
+        """Begin a session in place of the browser's old one, and return its key."""
+        login = PasswordLogin(self._url, email, password, timeout=self._seconds)
+        try:
+            token = login()
+        except AuthenticationError:
+            raise BadInputError("The e-mail address or the password is not right.") from None
+        self._sessions.end(old_key)
+        return self._sessions.begin(email, token, login.refresh_token)
 
-        It starts the conversation first: its id must be in the session before the response
-        begins, and what fails here still has an HTTP status.
+    def sign_out(self, key: str) -> None:
+        """End it."""
+        self._sessions.end(key)
+
+    def _session(self, key: str) -> Session:
+        session = self._sessions.get(key)
+        if session is None:
+            raise SignedOutError
+        return session
+
+    def _as(self, key: str, call: Callable[[Session], T]) -> T:
+        """Call it for a session; once more when the token was refused, which lasts minutes."""
+        session = self._session(key)
+        try:
+            return call(session)
+        except AuthenticationError:
+            if session.refresh_token is None:
+                raise
+            return call(self._renewed(key, session.token))
+
+    def _renewed(self, key: str, refused: str) -> Session:
+        with self._sessions.alone(key, self._seconds):
+            session = self._session(key)
+            # A refresh token may be good for one use: of all that were refused, the first renews.
+            if session.token == refused and session.refresh_token is not None:
+                source = RefreshToken(self._url, session.refresh_token, timeout=self._seconds)
+                self._sessions.renew(key, source(), source.refresh_token)
+        return self._session(key)
+
+    # -- the chat ---------------------------------------------------------------------------
+
+    def ask(self, key: str, question: str) -> Iterator[bytes]:
+        """Ask, and return the answer's stream, in which a failure is an event.
+
+        It starts the conversation first, so that most of what can fail has an HTTP status.
         """
-        with self._pool.chat(user=email, token=token) as chat:
-            conversation = chat.conversation(self._chatbot, None, conversation_id)
-            try:
-                started = conversation.start()
-            except ConversationNotResumedError as error:  # the server has lost it
-                started = error.received
-                conversation = chat.conversation(self._chatbot, None, started)
-            turn = conversation.send(question)
-        return started, turn.iter_sse(heartbeat=_HEARTBEAT)
 
-    def history(self, token: str, conversation_id: str | None) -> list[dict[str, Any]]:
-        """Return the messages of a conversation for the page; none of one that is not kept."""
+        def send(session: Session) -> Turn:
+            with self._pool.chat(user=session.email, token=session.token) as chat:
+                conversation = chat.conversation(
+                    self._chatbot, conversation_id=session.conversation_id, on_lost="new"
+                )
+                self._sessions.go_on(key, conversation.start())
+                return conversation.send(question)
+
+        return _Stream(self._as(key, send))
+
+    def new(self, key: str) -> None:
+        """Have the next question begin a conversation."""
+        self._session(key)
+        self._sessions.go_on(key, None)
+
+    def open(self, key: str, handle: str) -> None:
+        """Go back to one of the past conversations: those that the server lists for the person."""
+        for past in self._as(key, self._past):
+            if _handle(key, past.id) == handle:
+                return self._sessions.go_on(key, past.id)
+        raise BadInputError("There is no such conversation.")
+
+    def history(self, key: str) -> dict[str, Any]:
+        """Return what the page shows: the messages of the conversation, and the past ones."""
+
+        def read(session: Session) -> dict[str, Any]:
+            return {
+                "user": session.email,
+                "messages": self._messages(session),
+                "conversations": [
+                    {
+                        "handle": _handle(key, past.id),
+                        "title": past.title or past.preview,
+                        "current": past.id == session.conversation_id,
+                    }
+                    for past in self._past(session)
+                ],
+            }
+
+        return self._as(key, read)
+
+    def _past(self, session: Session) -> list[ConversationSummary]:
+        page = self._api(session).list_conversations(chatbot=self._chatbot, namespace="default")
+        # Every start stores one, also when no message has followed.
+        return [past for past in page if past.message_count][:_PAST]
+
+    def _messages(self, session: Session) -> list[dict[str, Any]]:
+        conversation_id = session.conversation_id
         if conversation_id is None:
             return []
-        api = FluxbaseAI(self._url, token, timeout=self._seconds)
         try:
-            messages = api.get_conversation(conversation_id).messages
-        except NotFoundError:
+            messages = self._api(session).get_conversation(conversation_id).messages
+        except NotFoundError:  # the chatbot keeps none
             return []
         return [
             {
@@ -194,18 +171,53 @@ class Service:
                 "content": message.content.replace(conversation_id, "…"),
                 "results": [_table(result) for result in message.query_results],
             }
-            for message in messages
+            for message in messages[-_MESSAGES:]
         ]
+
+    def _api(self, session: Session) -> FluxbaseAI:
+        return FluxbaseAI(self._url, session.token, timeout=self._seconds)
+
+
+class _Stream(Iterator[bytes]):
+    """An answer as server-sent events; closing it cancels the answer.
+
+    A generator in its place would not, if its browser had gone before the first event.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._events = turn.iter_sse(heartbeat=_HEARTBEAT)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._events)
+        except StopIteration:
+            if self._turn.error is not None:
+                log("an answer", self._turn.error)
+            raise
+
+    def close(self) -> None:
+        """Be called by the web server, also when the browser has gone."""
+        self._events.close()
+
+
+def _handle(key: str, conversation_id: str) -> str:
+    """Return what one session's page calls a conversation, whose id it must not know."""
+    return hmac.new(key.encode(), conversation_id.encode(), "sha256").hexdigest()
 
 
 def _table(result: QueryResult) -> dict[str, Any]:
     # As text: JSON has no type for a UUID, and the page shows nothing else.
     return {
         "summary": result.summary,
+        "row_count": result.row_count,
         "columns": result.columns,
         "rows": [
             {name: None if value is None else _cell(value) for name, value in row.items()}
-            for row in result.rows
+            for row in result.rows[:_ROWS]
         ],
     }
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
-
-from .service import Service
 
 __all__ = ["Settings"]
 
@@ -18,7 +16,7 @@ class Settings:
 
     url: str
     """`FLUXBASE_URL`: the Fluxbase server."""
-    secret_key: str
+    secret_key: str = field(repr=False)
     """`CHAT_SECRET_KEY`: signs the cookies."""
     data: Path
     """`CHAT_DATA`: a folder for the sessions, which no other user may read."""
@@ -31,10 +29,12 @@ class Settings:
     seconds: float
     """`CHAT_SECONDS`: how long Fluxbase may take to connect, to sign in, or to begin an answer.
 
-    They add up, to less than the 30 s after which gunicorn ends a silent worker.
+    They add up, and twice when a token has to be renewed.
     """
+    hosts: list[str]
+    """`CHAT_HOSTS`: the names, with commas between them, under which browsers may ask."""
     https: bool
-    """`CHAT_HTTPS=1`: browsers send the cookies over TLS only."""
+    """`CHAT_HTTPS=1`: they ask over TLS, and send the cookies over nothing else."""
 
     @classmethod
     def from_env(cls) -> Self:
@@ -53,15 +53,6 @@ class Settings:
             pool_size=int(os.environ.get("CHAT_POOL_SIZE", "8")),
             pool_seconds=float(os.environ.get("CHAT_POOL_SECONDS", "5")),
             seconds=float(os.environ.get("CHAT_SECONDS", "8")),
+            hosts=os.environ.get("CHAT_HOSTS", "localhost,127.0.0.1").split(","),
             https=os.environ.get("CHAT_HTTPS") == "1",
-        )
-
-    def service(self) -> Service:
-        """Make the chat."""
-        return Service(
-            self.url,
-            self.chatbot,
-            size=self.pool_size,
-            acquire_timeout=self.pool_seconds,
-            seconds=self.seconds,
         )

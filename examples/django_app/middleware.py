@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from django.core.exceptions import RequestDataTooBig
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 
-from examples.chat_page.service import (
-    CONTENT_POLICY,
-    BadInputError,
-    SignedOutError,
-    log,
-    problem,
-)
-from fluxbase_aichat import FluxbaseChatError
+from examples.chat_page.web import CONTENT_POLICY, EXPECTED, BadInputError, log, problem
 
 __all__ = ["Problems"]
-
-_log = logging.getLogger("chat")
 
 
 class Problems:
@@ -39,8 +29,8 @@ class Problems:
         """Answer for a view that has raised; what is a mistake of ours stays Django's."""
         if isinstance(error, RequestDataTooBig):
             error = BadInputError("The request is too large.")
-        if not isinstance(error, BadInputError | SignedOutError | FluxbaseChatError):
+        if not isinstance(error, EXPECTED):
             return None
-        log(_log, f"{request.method} {request.path}", error)
+        log(f"{request.method} {request.path}", error)
         found = problem(error)
         return JsonResponse({"error": found.message}, status=found.status, headers=found.headers)

@@ -1,6 +1,5 @@
 """Django's settings, from the variables that `examples.chat_page.settings` names."""
 
-import os
 from typing import Any
 
 from examples.chat_page.settings import Settings
@@ -8,7 +7,7 @@ from examples.chat_page.settings import Settings
 CHAT = Settings.from_env()
 
 SECRET_KEY = CHAT.secret_key
-ALLOWED_HOSTS = os.environ.get("CHAT_HOSTS", "localhost,127.0.0.1").split(",")
+ALLOWED_HOSTS = CHAT.hosts
 ROOT_URLCONF = "examples.django_app.urls"
 WSGI_APPLICATION = "examples.django_app.wsgi.application"
 MIDDLEWARE = [
@@ -21,11 +20,13 @@ MIDDLEWARE = [
 ]
 CSRF_FAILURE_VIEW = "examples.django_app.views.no_csrf"
 
-# Tokens and conversation ids stay in files on the server; the cookie has a random key.
-SESSION_ENGINE = "django.contrib.sessions.backends.file"
-SESSION_FILE_PATH = str(CHAT.data)
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+# With that prefix no other host of the domain can set it.
+SESSION_COOKIE_NAME = "__Host-session" if CHAT.https else "session"
 SESSION_COOKIE_AGE = 24 * 3600
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = CHAT.https
+# The proxy that does TLS need not say so.
+CSRF_TRUSTED_ORIGINS = [f"https://{host}" for host in CHAT.hosts if CHAT.https]
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
 USE_I18N = False
@@ -33,13 +34,14 @@ TIME_ZONE = "UTC"
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "[%(asctime)s] %(levelname)s: %(message)s"}},
     "filters": {
         "ours": {
             "()": "django.utils.log.CallbackFilter",
             "callback": lambda record: record.exc_info is not None,
         }
     },
-    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {
         "chat": {"handlers": ["console"], "level": "WARNING"},
         # Of it only what is a mistake of ours: that has a traceback, and the status 500.

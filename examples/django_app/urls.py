@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.static import serve
 
-from examples.chat_page.service import STATIC
+from examples.chat_page.web import STATIC
 
 from . import views
 
@@ -12,6 +12,7 @@ urlpatterns = [
     path("sign-in", views.sign_in),
     path("sign-out", views.sign_out),
     path("new", views.new),
+    path("open", views.open_past),
     path("ask", views.ask),
     path("history", views.history),
     # Two small files; a larger site leaves that to its web server.

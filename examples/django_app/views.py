@@ -1,45 +1,46 @@
-"""The chat in the browser, with Django: the page, signing in, streamed answers, the history.
+"""The chat in the browser, with Django: the page, signing in, streamed answers, past conversations.
 
     python -m examples.django_app
 
-Django's session keeps the token and the conversation's id on the server (whoever knows the id can
-go on with the conversation); its CSRF middleware guards each POST. Stop is the browser ending its
-request: the worker that streams the answer sees that when it next writes, and closes the stream,
-which cancels the turn. So it works with any number of workers, also when none of them is free.
+Django's signed cookie holds a random key, and the server what belongs to it: the tokens, and the id
+of the conversation (`examples.chat_page.service` is what the application does with them). The CSRF
+middleware guards each POST.
+
+Stop needs no request of its own. The browser ends its request; the worker that streams the answer
+sees that when it next writes, and closes the stream, which cancels the turn. So it works with any
+number of workers, also when none of them is free.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
-
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.middleware.csrf import rotate_token
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_GET, require_POST
 
-from examples.chat_page.service import STATIC, BadInputError, Service, SignedOutError, read
-from fluxbase_aichat import SSE_HEADERS, AuthenticationError
+from examples.chat_page.service import Service
+from examples.chat_page.web import STATIC, read
+from fluxbase_aichat import SSE_HEADERS
 
-__all__ = ["ask", "failed", "history", "new", "no_csrf", "not_found", "page", "sign_in", "sign_out"]
+__all__ = [
+    "ask",
+    "failed",
+    "history",
+    "new",
+    "no_csrf",
+    "not_found",
+    "open_past",
+    "page",
+    "sign_in",
+    "sign_out",
+]
 
-_service: Service = settings.CHAT.service()
+_service = Service(settings.CHAT)
 
 
-@dataclass(frozen=True)
-class Person:
-    """Who asks, by their session."""
-
-    email: str
-    token: str
-    conversation_id: str | None
-
-
-def _person(request: HttpRequest) -> Person:
-    found = cast("dict[str, Any]", request.session)
-    if "token" not in found:
-        raise SignedOutError
-    return Person(found["email"], found["token"], found.get("conversation_id"))
+def _key(request: HttpRequest) -> str:
+    return str(request.session.get("key", ""))
 
 
 @require_GET
@@ -53,18 +54,15 @@ def page(request: HttpRequest) -> HttpResponse:
 def sign_in(request: HttpRequest) -> JsonResponse:
     """Begin a session."""
     email, password = read(request.body, "email", "password")
-    try:
-        token = _service.sign_in(email, password)
-    except AuthenticationError:
-        raise BadInputError("The e-mail address or the password is not right.") from None
-    request.session.flush()
-    request.session.update({"email": email, "token": token})
+    request.session["key"] = _service.sign_in(_key(request), email, password)
+    rotate_token(request)
     return JsonResponse({})
 
 
 @require_POST
 def sign_out(request: HttpRequest) -> JsonResponse:
     """End it."""
+    _service.sign_out(_key(request))
     request.session.flush()
     return JsonResponse({})
 
@@ -72,29 +70,29 @@ def sign_out(request: HttpRequest) -> JsonResponse:
 @require_POST
 def new(request: HttpRequest) -> JsonResponse:
     """Have the next question begin a conversation."""
-    _person(request)
-    request.session["conversation_id"] = None
+    _service.new(_key(request))
+    return JsonResponse({})
+
+
+@require_POST
+def open_past(request: HttpRequest) -> JsonResponse:
+    """Go back to a conversation."""
+    (conversation,) = read(request.body, "conversation")
+    _service.open(_key(request), conversation)
     return JsonResponse({})
 
 
 @require_POST
 def ask(request: HttpRequest) -> StreamingHttpResponse:
     """Stream an answer."""
-    person = _person(request)
     (question,) = read(request.body, "question")
-    conversation_id, stream = _service.ask(
-        person.email, person.token, person.conversation_id, question
-    )
-    request.session["conversation_id"] = conversation_id
-    return StreamingHttpResponse(stream, headers=SSE_HEADERS)
+    return StreamingHttpResponse(_service.ask(_key(request), question), headers=SSE_HEADERS)
 
 
 @require_GET
 def history(request: HttpRequest) -> JsonResponse:
-    """Answer with the messages of the conversation."""
-    person = _person(request)
-    messages = _service.history(person.token, person.conversation_id)
-    return JsonResponse({"user": person.email, "messages": messages})
+    """Answer with the messages of the conversation, and with the past ones."""
+    return JsonResponse(_service.history(_key(request)))
 
 
 def no_csrf(request: HttpRequest, reason: str = "") -> JsonResponse:

@@ -1,7 +1,7 @@
 """The application for a web server; what it does is in `views`.
 
-export FLUXBASE_URL=... CHAT_SECRET_KEY=... CHAT_DATA=...
-gunicorn --preload --workers 2 --threads 8 examples.django_app.wsgi
+export FLUXBASE_URL=... CHAT_SECRET_KEY=... CHAT_DATA=... CHAT_HOSTS=... CHAT_HTTPS=1
+gunicorn --preload --workers 2 --threads 16 examples.django_app.wsgi
 """
 
 import os

@@ -34,6 +34,7 @@ calls = [
     lambda: conversation.ask("Hi"),
     lambda: stream(conversation.send("Hi").text_stream),
     lambda: conversation.send("Hi").wait(),
+    lambda: conversation.send("Hi") and chat.wait_idle(),
 ]
 for number in range(rounds):
     try:

@@ -21,7 +21,7 @@ import websocket
 __all__ = ["INTERRUPTED", "Script", "find_python"]
 
 SECONDS: Final = 20.0
-"""A script that takes longer hangs; its stacks are in what it wrote to stderr."""
+"""A script that takes longer hangs, where its test allows no more; its stacks are on its stderr."""
 
 INTERRUPTED: Final = -signal.SIGINT
 """How a process ends that does not catch `KeyboardInterrupt`."""
@@ -39,6 +39,7 @@ class Script:
         *arguments: str,
         python: str = sys.executable,
         options: tuple[str, ...] = (),
+        seconds: float = SECONDS,
     ) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("FLUXBASE_")}
         environment["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
@@ -53,7 +54,7 @@ class Script:
             env=environment,
             start_new_session=True,
         )
-        self._guard = threading.Timer(SECONDS, self._kill, [signal.SIGABRT])
+        self._guard = threading.Timer(seconds, self._kill, [signal.SIGABRT])
         self._guard.daemon = True
         self._guard.start()
         self.took = 0.0

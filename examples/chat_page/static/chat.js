@@ -1,6 +1,10 @@
 // The page of both applications. What the server says is only ever set as text, never as HTML.
 "use strict";
 
+const MOST_ROWS = 50;
+const STOPPED = "Stopped. The server may still finish it: load the page to see.";
+const UNANSWERED = "No answer is kept: it was stopped, has failed, or is not finished.";
+
 const $ = (id) => document.getElementById(id);
 let controller = null; // of the answer that streams
 
@@ -40,10 +44,12 @@ function endText(answer) {
   answer.text = null;
 }
 
-function addResult(answer, { summary, columns, rows }) {
+function addResult(answer, { summary, row_count: count, columns, rows: all }) {
   endText(answer);
+  const rows = all.slice(0, MOST_ROWS);
   const table = add(add(answer.box, "div", "", "table"), "table");
-  add(table, "caption", rows.length ? `${rows.length} rows` : summary);
+  const rest = count > rows.length ? `, of which these are the first ${rows.length}` : "";
+  add(table, "caption", rows.length ? `${count} ${count === 1 ? "row" : "rows"}${rest}` : summary);
   const head = table.createTHead().insertRow();
   for (const name of columns) add(head, "th", name);
   const body = table.createTBody();
@@ -93,9 +99,15 @@ async function* events(response) {
     text = blocks.pop();
     for (const block of blocks) {
       const found = /^event: (\w+)\ndata: (.*)$/.exec(block); // else a heartbeat
-      if (found) yield [found[1], JSON.parse(found[2])];
+      if (found) yield [found[1], JSON.parse(found[2], exact)];
     }
   }
+}
+
+// A bigint may have more digits than a number of JavaScript: then they are kept as text.
+function exact(name, value, context) {
+  const whole = !Number.isInteger(value) || Number.isSafeInteger(value);
+  return whole ? value : context?.source ?? value; // browsers before 2025 give no source
 }
 
 async function ask(question) {
@@ -123,7 +135,7 @@ async function ask(question) {
     answer.progress.textContent = "";
     state("ready");
   } catch (error) {
-    if (answer) answer.progress.textContent = mine.signal.aborted ? "Stopped." : "";
+    if (answer) answer.progress.textContent = mine.signal.aborted ? STOPPED : "";
     if (!mine.signal.aborted) notice("The application cannot be reached.");
     state("ready");
   } finally {
@@ -135,19 +147,27 @@ async function load() {
   try {
     const response = await fetch("/history");
     if (!response.ok) return await refused(response);
-    const { user, messages } = await response.json();
+    const { user, messages, conversations } = await response.json();
     $("who").textContent = user;
+    const heading = new Option("Conversations", "", true, true);
+    heading.disabled = true;
+    $("past").replaceChildren(heading);
+    for (const { handle, title, current } of conversations) {
+      $("past").append(new Option(title, handle, current, current));
+    }
     $("log").replaceChildren();
-    for (const message of messages) {
+    messages.forEach((message, number) => {
       if (message.role === "user") {
         addQuestion(message.content);
-        continue;
+        const answered = messages[number + 1]?.role === "assistant";
+        if (!answered) addAnswer().progress.textContent = UNANSWERED;
+        return;
       }
       const answer = addAnswer();
       for (const result of message.results) addResult(answer, result);
       addText(answer, message.content);
       endText(answer);
-    }
+    });
     state("ready");
     $("question").focus();
   } catch {
@@ -189,11 +209,13 @@ $("new").addEventListener("click", () => {
   controller?.abort();
   act("/new", {}, load);
 });
+// The page knows conversations by handles that are of use to its own session alone.
+$("past").addEventListener("change", (event) => {
+  controller?.abort();
+  act("/open", { conversation: event.target.value }, load);
+});
 $("sign-out").addEventListener("click", () => {
   controller?.abort();
-  act("/sign-out", {}, () => {
-    $("log").replaceChildren();
-    state("signed-out");
-  });
+  act("/sign-out", {}, () => location.reload()); // nothing of it stays in the page
 });
 load();
