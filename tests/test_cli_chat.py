@@ -18,15 +18,18 @@ from commands import (
     ROOT,
     Process,
     environment,
+    failure,
     home,
     interruptible,
+    invoke,
     server,
     variables,
 )
 from servers import Gate
 
-from fluxbase_aichat import FluxbaseAI
+from fluxbase_aichat import ConnectError, Conversation, ConversationNotResumedError, FluxbaseAI
 from fluxbase_aichat.cli._app import app
+from fluxbase_aichat.cli._errors import hint_of
 from fluxbase_aichat.cli._typed import typed_file
 from fluxbase_aichat.devserver import DevServer
 
@@ -103,6 +106,40 @@ def test_switching_chatbots(server) -> None:
     api = FluxbaseAI(server.url, server.token())
     counts = [summary.message_count for summary in api.list_conversations()]
     assert [2, 4] == sorted(counts)
+
+
+def test_a_new_conversation_that_does_not_begin(server, monkeypatch) -> None:
+    """The one before is not forgotten: coming back goes on with it."""
+    begin, calls = Conversation.start, []
+
+    def start(conversation: Conversation, **options) -> str:
+        calls.append(conversation.chatbot)
+        if len(calls) == 2:
+            raise ConnectError("no")
+        return begin(conversation, **options)
+
+    monkeypatch.setattr(Conversation, "start", start)
+    result = chat(server, "/cid", "/new", "/bot support", "/bot keeper", "/cid")
+    first, last = result.stdout.split()
+    assert first == last
+    assert "Error: no\n" in result.stderr
+    assert ["keeper", "keeper", "support", "keeper"] == calls
+
+
+def test_a_conversation_that_the_server_has_lost(server) -> None:
+    """It is said what begins another, in the words of each command."""
+    missing = "00000000-0000-4000-8000-000000000000"
+    error = failure(invoke(server, "ask", "sql-assistant", "say one", "--cid", missing))
+    assert "without --continue and --cid it is a new one" == hint_of(error)
+
+    def forget(_: object, received: object) -> None:
+        raise ConversationNotResumedError("lost", hint=hint)
+
+    hint = "the new one is usable under its own id"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conversation, "send", forget)
+        result = chat(server, "say one")
+    assert "Error: lost\nHint: /new begins a new one\n" == result.stderr
 
 
 def test_the_commands(server) -> None:

@@ -40,6 +40,7 @@ _OPTIONS: Final = {
     "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
     "any more: sign in again": "any more: `fluxbase-aichat login` signs in again",
+    "the new one is usable under its own id": "without --continue and --cid it is a new one",
     "namespace=": "--namespace",
     "allow_insecure=True": "--allow-insecure",
     "; use token=": "; a token goes into FLUXBASE_TOKEN",

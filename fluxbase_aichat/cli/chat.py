@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, QueryResult, Turn
 from fluxbase_aichat._harmless import harmless
-from fluxbase_aichat.errors import ConfigurationError
+from fluxbase_aichat.errors import ConfigurationError, ConversationNotResumedError
 
 from ._errors import INTERRUPTED, show_error
 from ._files import write_whole
@@ -162,6 +162,8 @@ class _Chat:
             self._table = tables[-1] if tables else self._table
 
     def _error(self, error: FluxbaseChatError) -> None:
+        if isinstance(error, ConversationNotResumedError):
+            error.hint = "/new begins a new one"
         if self._interactive:
             self._screen.error(error)
         else:
@@ -170,10 +172,12 @@ class _Chat:
     def _note(self, text: str) -> None:
         self._screen.print(Text(text, style="dim"))
 
-    def _talk_to(self, chatbot: str, namespace: str | None, cid: str | None = None) -> None:
-        """Change the conversation, once the server has started the new one."""
+    def _talk_to(
+        self, chatbot: str, namespace: str | None, cid: str | None = None, *, new: bool = False
+    ) -> None:
+        """Change the conversation, once the server has started the other one."""
         name = (chatbot, namespace or "default")
-        known = None if cid else self._known.get(name)
+        known = None if cid or new else self._known.get(name)
         conversation = known or self._client.conversation(chatbot, namespace, cid)
         with self._server.naming(chatbot):
             conversation.start()
@@ -197,9 +201,7 @@ class _Chat:
             case "/bot", [bot, namespace]:
                 self._talk_to(bot, namespace)
             case "/new", []:
-                current = self._current
-                self._known.pop((current.chatbot, current.namespace), None)
-                self._talk_to(current.chatbot, current.namespace)
+                self._talk_to(self._current.chatbot, self._current.namespace, new=True)
                 self._note("This is a new conversation.")
             case "/history", []:
                 self._screen.stored(self._current.history())
