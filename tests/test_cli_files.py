@@ -16,6 +16,7 @@ from commands import home, invoke, server, variables
 
 from fluxbase_aichat.cli import _files
 from fluxbase_aichat.cli._app import app
+from fluxbase_aichat.cli._typed import remembering, typed_file
 
 USERS = "How many users are there per country?"
 
@@ -75,6 +76,25 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch) -> None:
     with (tmp_path / "a").open("ab") as file:
         assert _files.lock(file, wait=False)
         assert _files.lock(file, wait=True)
+
+
+@pytest.mark.parametrize("name", ["append_history_file", "nothing"])
+def test_what_was_typed_is_kept_by_either_library(monkeypatch, name) -> None:
+    """GNU's can append to a file; another can only write it."""
+    readline = pytest.importorskip("readline")
+    monkeypatch.delattr(readline, name, raising=False)
+    readline.clear_history()
+    try:
+        for line in ("one", "two"):
+            with remembering() as keep:
+                readline.add_history(line)
+                keep()
+            readline.clear_history()
+        with remembering():
+            assert 2 == readline.get_current_history_length()
+    finally:
+        readline.clear_history()
+    assert ["one", "two"] == typed_file().read_text().splitlines()[-2:]
 
 
 # -- /save ------------------------------------------------------------------------------------

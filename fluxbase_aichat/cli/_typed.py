@@ -44,7 +44,10 @@ def remembering() -> Iterator[Callable[[], None]]:
         nonlocal known
         now = readline.get_current_history_length()
         with contextlib.suppress(OSError):
-            readline.append_history_file(max(0, now - known), file)
+            if hasattr(readline, "append_history_file"):
+                readline.append_history_file(max(0, now - known), file)
+            else:  # libedit, which macOS has in its place, can only write all of it
+                readline.write_history_file(file)
         known = now
 
     yield keep
