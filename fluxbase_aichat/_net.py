@@ -28,6 +28,7 @@ from .errors import (
 
 __all__ = [
     "Waker",
+    "bounded",
     "call",
     "check_ssl_context",
     "connect_tcp",
@@ -48,6 +49,9 @@ _HINTS = {
     ConnectionRefusedError: "does the server run there, and is the port right?",
     socket.gaierror: "is its name right, and is there a network?",
 }
+
+# epoll counts its milliseconds in 32 bits; a deadline may be further away.
+_SELECT_SECONDS = 86400.0
 
 # TCP keepalive notices a peer that vanished, also inside a turn, when no ping can be answered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
@@ -111,6 +115,11 @@ class Waker:
             self._sender.close()
 
 
+def bounded(seconds: float | None) -> float | None:
+    """Return how long a selector may wait before whoever waits looks again."""
+    return None if seconds is None else min(seconds, _SELECT_SECONDS)
+
+
 def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: Waker) -> None:
     """Wait until `sock` is ready for `event`, or the waker was woken when there is no `sock`.
 
@@ -123,7 +132,7 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
             selector.register(sock, event)
         while True:
             # The wake of a stop may have been taken by another wait before.
-            ready = selector.select(0 if waker.stopped else deadline.remaining())
+            ready = selector.select(0 if waker.stopped else bounded(deadline.remaining()))
             waker.drain()
             if waker.stopped:
                 raise NotConnectedError("the client was disconnected", sent=False)

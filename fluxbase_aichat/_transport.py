@@ -23,7 +23,7 @@ from websocket import ABNF, continuous_frame, frame_buffer
 
 from . import _handshake
 from ._deadline import Clock, Deadline
-from ._net import Waker, open_socket, tls_error
+from ._net import Waker, bounded, open_socket, tls_error
 from .config import Settings
 from .errors import (
     ConnectionLostError,
@@ -497,7 +497,7 @@ class Transport:
             else:
                 self._selector.modify(self._sock, events)
             self._events = events
-        for key, _ in self._selector.select(seconds):
+        for key, _ in self._selector.select(bounded(seconds)):
             if key.fileobj is self._waker:
                 self._waker.drain()
 

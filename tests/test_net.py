@@ -12,7 +12,7 @@ import pytest
 from helpers import run
 from servers import Gate, Peer, RawServer, refusing_port
 
-from fluxbase_aichat import FluxbaseAIChat, _net
+from fluxbase_aichat import FluxbaseAIChat, Timeouts, _net
 from fluxbase_aichat._deadline import Deadline
 from fluxbase_aichat._net import Waker, call, connect_tcp, open_socket, pause, wait_for
 from fluxbase_aichat.config import Endpoint
@@ -361,3 +361,12 @@ def test_no_thread_can_be_started(monkeypatch, waker) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(ConnectError, match="can't start new thread"):
         open_socket(Endpoint(False, "chat.example", 80, "/"), None, Deadline(None), waker)
+
+
+@pytest.mark.parametrize("seconds", [2.0**31, 1e12])
+def test_a_deadline_in_many_years(seconds) -> None:
+    """It is no different from none, though selectors count in fewer bits."""
+    names = ("connect", "start", "idle", "turn")
+    timeouts = Timeouts(**dict.fromkeys(names, seconds))
+    with RawServer(Peer.serve) as server, FluxbaseAIChat(server.url, timeouts=timeouts) as chat:
+        assert "You said: hello" == chat.ask("support", "hello").text
