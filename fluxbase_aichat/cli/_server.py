@@ -36,9 +36,6 @@ _EXPOSED: Final = (
 )
 _COMPLETING: Final = 3.0
 """Seconds that a person waits for the Tab key, at most."""
-_LONGEST: Final = 1_000_000.0
-"""Seconds; the clocks of some systems can wait for no more than twice as many."""
-
 Command = Callable[..., Any]
 
 
@@ -115,7 +112,7 @@ def server_options(command: Command) -> Command:
     )
     @click.option(
         "--timeout",
-        type=click.FloatRange(0, _LONGEST, min_open=True),
+        type=click.FloatRange(0, min_open=True),
         callback=_number,
         metavar="SECONDS",
         help="As long may the whole answer take.",
@@ -148,9 +145,9 @@ def server_options(command: Command) -> Command:
 
 
 def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
-    """Refuse the one float that is in every range."""
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("it is no number")
+    """Refuse what Python reads as a number, and is in the range, and is none."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("it is no number of seconds")
     return value
 
 
