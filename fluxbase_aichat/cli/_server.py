@@ -36,6 +36,7 @@ _EXPOSED: Final = (
 )
 _COMPLETING: Final = 3.0
 """Seconds that a person waits for the Tab key, at most."""
+
 Command = Callable[..., Any]
 
 
