@@ -6,15 +6,18 @@ message parsed alone, by the standard library's `json`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import pytest
+from helpers import run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servers import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, frame
@@ -263,8 +266,9 @@ def test_an_event_of_a_run_is_complete() -> None:
 # -- bytes to payloads --------------------------------------------------------------------------
 
 
-def received(pieces: Iterable[bytes], limit: int) -> tuple[list[bytes], str, int]:
-    """Return what a transport makes of bytes: payloads, why it ended, and pongs."""
+@contextlib.contextmanager
+def opened(limit: int = 1 << 20) -> Iterator[tuple[Transport, socket.socket]]:
+    """Give a transport whose connection is open, and the server's end of it."""
     settings = Settings(endpoint="ws://127.0.0.1")
     ours, theirs = socket.socketpair()
     waker = Waker()
@@ -276,8 +280,18 @@ def received(pieces: Iterable[bytes], limit: int) -> tuple[list[bytes], str, int
     transport = Transport(
         ours, ws, guard, waker, limit=limit, clock=lambda: 0.0, redact=Redactor(settings, None)
     )
-    found: list[bytes] = []
     try:
+        yield transport, theirs
+    finally:
+        transport.close()
+        waker.close()
+        theirs.close()
+
+
+def received(pieces: Iterable[bytes], limit: int) -> tuple[list[bytes], str, int]:
+    """Return what a transport makes of bytes: payloads, why it ended, and pongs."""
+    found: list[bytes] = []
+    with opened(limit) as (transport, theirs):
         for piece in (p[at : at + 32768] for p in pieces for at in range(0, len(p), 32768)):
             theirs.sendall(piece)
             found += transport.receive()
@@ -286,10 +300,39 @@ def received(pieces: Iterable[bytes], limit: int) -> tuple[list[bytes], str, int
             if transport.end is not None:
                 break
         return found, repr(transport.end), transport.pongs
-    finally:
-        transport.close()
-        waker.close()
-        theirs.close()
+
+
+def test_who_writes_quickly_is_read_less_often(monkeypatch) -> None:
+    """After a few messages at once it waits for more; after one, or many, it does not."""
+    naps: list[float] = []
+    monkeypatch.setattr(_transport, "time", types.SimpleNamespace(sleep=naps.append))
+    with opened() as (transport, theirs):
+        for count, size, seconds, expected in [
+            (1, 100, None, []),
+            (7, 100, None, []),
+            (8, 100, None, [0.003]),
+            (8, 100, 0.001, [0.001]),
+            (8, 20_000, None, []),
+        ]:
+            naps.clear()
+            sender = run(theirs.sendall, frame(TEXT, b"x" * size) * count)
+            found: list[bytes] = []
+            while len(found) < count:
+                naps.clear()
+                transport.wait(None)
+                found += transport.receive()
+            sender.result()
+            theirs.sendall(frame(PONG, b""))  # so that the wait ends
+            transport.wait(seconds)
+            assert expected == naps, (count, size)
+            transport.receive()
+        theirs.sendall(frame(TEXT, b"x") * 8)
+        transport.wait(None)
+        transport.receive()
+        transport.send(b"not after a nap")
+        naps.clear()
+        transport.wait(0.0)
+        assert [] == naps
 
 
 def masked(payload: bytes) -> bytes:
