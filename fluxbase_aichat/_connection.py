@@ -313,7 +313,7 @@ class Connection:
             if transport.end is None:
                 seconds = max(0.0, at - now) if at < math.inf else None
                 seconds = seconds if closing is None else closing.remaining()
-                transport.wait(seconds, reading=not paused)
+                transport.wait(seconds, reading=not paused, streaming=watch.request is not None)
             payloads = [] if paused else transport.receive()
             now = self._clock()
             signs = (transport.pongs, transport.buffered)

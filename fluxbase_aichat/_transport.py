@@ -433,6 +433,7 @@ class Transport:
 
     def send(self, payload: bytes) -> int:
         """Put one message into the outgoing buffer; return what `written` is when it is out."""
+        self._gather = False  # the answer to this one is not on its way yet
         self._ws.send(payload, ABNF.OPCODE_TEXT)
         return self._guard.frames
 
@@ -490,11 +491,14 @@ class Transport:
         tls = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending() > 0
         return tls or self._have >= self._need
 
-    def wait(self, seconds: float | None, *, reading: bool = True) -> None:
-        """Wait until there is something to read, room to write, a wake, or the time is up."""
+    def wait(self, seconds: float | None, *, reading: bool = True, streaming: bool = False) -> None:
+        """Wait until there is something to read, room to write, a wake, or the time is up.
+
+        `streaming` says that more of an answer is to come, and may be gathered meanwhile.
+        """
         if reading and self.unread:
             return
-        if self._gather and not self.unsent:
+        if streaming and reading and self._gather and not self.unsent:
             self._gather = False
             time.sleep(_GATHER_SECONDS if seconds is None else min(_GATHER_SECONDS, seconds))
         events = selectors.EVENT_READ if reading else 0

@@ -319,19 +319,21 @@ def test_who_writes_quickly_is_read_less_often(monkeypatch) -> None:
             found: list[bytes] = []
             while len(found) < count:
                 naps.clear()
-                transport.wait(None)
+                transport.wait(None, streaming=True)
                 found += transport.receive()
             sender.result()
             theirs.sendall(frame(PONG, b""))  # so that the wait ends
-            transport.wait(seconds)
+            transport.wait(seconds, streaming=True)
             assert expected == naps, (count, size)
             transport.receive()
         theirs.sendall(frame(TEXT, b"x") * 8)
         transport.wait(None)
         transport.receive()
-        transport.send(b"not after a nap")
         naps.clear()
-        transport.wait(0.0)
+        transport.wait(0.0)  # the answer is whole, and the next request waits for nothing
+        transport.send(b"Hi")
+        transport.flush()
+        transport.wait(0.0, streaming=True)
         assert [] == naps
 
 
