@@ -262,7 +262,10 @@ def test_x12_worker_processes(method) -> None:
 @pytest.mark.parametrize("worker", ["sync", "gthread"])
 def test_x12_gunicorn_preload(worker) -> None:
     """A client that was used before the workers were forked serves requests in each of them."""
-    with DevServer() as server, Script("gunicorn.py", server.ws_url, worker) as script:
+    with (
+        DevServer() as server,
+        Script("web_app.py", "wsgi", worker, f"CHAT_URL={server.ws_url}") as script,
+    ):
         port = int(script.line())
         answers = set()
         while len({pid for _, pid in answers}) < 2:

@@ -1,7 +1,8 @@
-"""Runs an example under gunicorn: `web_app.py flask_app|django_app WORKER NAME=VALUE ...`.
+"""Runs an application under gunicorn: `web_app.py APPLICATION WORKER NAME=VALUE ...`.
 
-The values are variables for the application; `WORKERS` and `THREADS` are gunicorn's. It prints its
-port, once it listens, on which the workers accept.
+It is `flask_app` or `django_app`, the examples, or `wsgi`, which is beside this file. The values
+are variables for it; `WORKERS` and `THREADS` are gunicorn's. It prints its port, once it listens,
+on which the workers accept.
 """
 
 # ruff: noqa: T201 - it talks with its test by lines
@@ -9,10 +10,6 @@ port, once it listens, on which the workers accept.
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
-
-# This folder is where this file was started from, and its gunicorn.py is not gunicorn.
-sys.path.remove(str(Path(__file__).parent))
 
 from gunicorn.app.base import BaseApplication
 
@@ -23,7 +20,7 @@ def ready(server):
 
 
 class Application(BaseApplication):
-    """The example of that name."""
+    """The application of that name."""
 
     def load_config(self):
         """Set the workers of that kind."""
@@ -46,7 +43,9 @@ class Application(BaseApplication):
         """Make it."""
         if sys.argv[1] == "flask_app":
             return import_module("examples.flask_app.app").create_app()
-        return import_module("examples.django_app.wsgi").application
+        return import_module(
+            "examples.django_app.wsgi" if sys.argv[1] == "django_app" else "wsgi"
+        ).application
 
 
 os.environ.update(setting.split("=", 1) for setting in sys.argv[3:])
