@@ -264,6 +264,11 @@ class QueryResult(Value, Sequence[dict[str, Any]]):
         return "\n".join(parts)
 
 
+# attrs writes it for the cached properties, and says no module; `help` of Python 3.13 needs one.
+if "__getattr__" in vars(QueryResult):
+    vars(QueryResult)["__getattr__"].__module__ = __name__
+
+
 @attrs.frozen(eq=False, repr=False)
 class ToolOutput(Value):
     """What one of the chatbot's tools gave back."""
