@@ -24,7 +24,7 @@ import attrs
 
 from ._answer import Flag
 from ._deadline import Clock, Deadline, start
-from ._edge import brief
+from ._edge import brief, edge
 from ._lifetime import Loan, tell_of_forks
 from ._value import Value
 from .client import FluxbaseAIChat
@@ -127,6 +127,7 @@ class ChatPool:
 
     """
 
+    @edge
     def __init__(
         self,
         url: str,
