@@ -98,7 +98,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> floa
 def check_name(name: str, value: object, *, what: str) -> str:
     """Return `value` when it is text with something in it; raise `ConfigurationError` if not."""
     if not isinstance(value, str):
-        raise ConfigurationError(f"{name} must be {what} as a str, not {type(value).__name__}")
+        raise ConfigurationError(f"{name} must be {what}: a str, not {type(value).__name__}")
     if not value.strip():
         raise ConfigurationError(f"{name} must be {what}, and it is empty")
     try:
@@ -231,8 +231,7 @@ def parse_endpoint(value: object, name: str = "ws_url") -> Endpoint:
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
-            f"{name} must begin with ws://, wss://, http:// or https://, "
-            f"not {parts.scheme + ':' if parts.scheme else 'with no scheme'}"
+            f"{name} must begin with ws://, wss://, http:// or https://; {example}"
         )
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(f"{name} must not hold a user name or password; use token=")

@@ -370,7 +370,7 @@ class Reply(Value):
         """
         if not isinstance(values, Mapping):
             kind = type(values).__name__
-            raise ConfigurationError(f"from_dict takes what to_dict has returned, not a {kind}")
+            raise ConfigurationError(f"from_dict takes what to_dict has returned, not {kind}")
         query_results: list[QueryResult] = []
 
         def results(items: Any) -> tuple[QueryResult, ...]:
