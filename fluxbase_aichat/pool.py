@@ -480,7 +480,7 @@ class ChatPool:
         stats = self.stats()
         return (
             f"<ChatPool {self._settings.endpoint}: {stats.busy} busy and {stats.idle} idle of "
-            f"{stats.size}, {stats.waiting} waiting>"
+            f"{stats.size}, {stats.waiting} waiting{', closed' if self._closed else ''}>"
         )
 
 
