@@ -10,7 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sphinx.cmd.build import build_main
+try:
+    from sphinx.cmd.build import build_main
+except ModuleNotFoundError:
+    sys.exit("Sphinx is missing: pip install -U pip && pip install -e '.[demo]' --group docs")
 
 SOURCE = Path(__file__).parent
 TARGET = SOURCE.parent / "build" / "docs"

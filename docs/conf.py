@@ -85,7 +85,11 @@ def help_of_commands() -> str:
     parts = []
     for name, command in cli.commands.items():
         context = click.Context(
-            command, info_name=f"fluxbase-aichat {name}", max_content_width=90, terminal_width=90
+            command,
+            info_name=f"fluxbase-aichat {name}",
+            max_content_width=90,
+            terminal_width=90,
+            **cli.context_settings,
         )
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)

@@ -224,7 +224,7 @@ def _retry_after(value: str | None, body: object) -> float | None:
 
 
 _HINTS = {
-    404: "the chat is at /ai/ws unless a proxy moved it: check the URL's path",
+    404: "is it a Fluxbase server? Its chat is at /ai/ws, unless a proxy moved it: check the URL",
     426: "a proxy dropped the Upgrade header on the way",
 }
 _RETRYABLE = frozenset({500, 502, 503, 504})

@@ -263,6 +263,7 @@ class FluxbaseAIChat:
         raise AttributeError("token can be set, and not read")
 
     @token.setter
+    @edge
     def token(self, token: str | Callable[[], str] | None) -> None:
         self._lease.use_token(token)
 

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
-from ._edge import edge
+from ._edge import edge, edge_at_init
 from ._value import Value
 from .errors import ConfigurationError
 
@@ -98,7 +98,7 @@ def check_seconds(name: str, value: float | None, *, zero: bool = False) -> floa
 def check_name(name: str, value: object, *, what: str) -> str:
     """Return `value` when it is text with something in it; raise `ConfigurationError` if not."""
     if not isinstance(value, str):
-        raise ConfigurationError(f"{name} must be {what} as a str, not {type(value).__name__}")
+        raise ConfigurationError(f"{name} must be {what}: a str, not {type(value).__name__}")
     if not value.strip():
         raise ConfigurationError(f"{name} must be {what}, and it is empty")
     try:
@@ -115,6 +115,7 @@ def _seconds_field(default: float | None) -> Any:
     )
 
 
+@edge_at_init
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Timeouts(Value):
     """How long each phase may last, in seconds; `None` is no limit.
@@ -153,6 +154,7 @@ def _check_bytes(_: object, field: attrs.Attribute[int], value: object) -> None:
         )
 
 
+@edge_at_init
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Limits(Value):
     """How much is kept in memory, in bytes.
@@ -229,8 +231,7 @@ def parse_endpoint(value: object, name: str = "ws_url") -> Endpoint:
         ) from None
     if parts.scheme not in _SCHEMES:
         raise ConfigurationError(
-            f"{name} must begin with ws://, wss://, http:// or https://, "
-            f"not {parts.scheme + ':' if parts.scheme else 'with no scheme'}"
+            f"{name} must begin with ws://, wss://, http:// or https://; {example}"
         )
     if parts.username is not None or parts.password is not None:
         raise ConfigurationError(f"{name} must not hold a user name or password; use token=")

@@ -24,7 +24,7 @@ import attrs
 
 from ._answer import Flag
 from ._deadline import Clock, Deadline, start
-from ._edge import brief
+from ._edge import brief, edge
 from ._lifetime import Loan, tell_of_forks
 from ._value import Value
 from .client import FluxbaseAIChat
@@ -127,6 +127,7 @@ class ChatPool:
 
     """
 
+    @edge
     def __init__(
         self,
         url: str,
@@ -479,7 +480,7 @@ class ChatPool:
         stats = self.stats()
         return (
             f"<ChatPool {self._settings.endpoint}: {stats.busy} busy and {stats.idle} idle of "
-            f"{stats.size}, {stats.waiting} waiting>"
+            f"{stats.size}, {stats.waiting} waiting{', closed' if self._closed else ''}>"
         )
 
 

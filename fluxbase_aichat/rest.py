@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import stored
 from ._api import Call, chat_of, endpoint_of, perform, read_conversation
 from ._deadline import Deadline
+from ._edge import edge
 from ._lifetime import calling
 from ._net import check_ssl_context
 from ._wire import read_object
@@ -382,6 +383,7 @@ class FluxbaseAI:
 
     # -- chats ------------------------------------------------------------------------------
 
+    @edge
     def create_chat(self, **options: Any) -> FluxbaseAIChat:
         """Return a chat with the same server, as the same caller.
 

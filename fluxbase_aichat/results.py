@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 import attrs
 
 from . import _plain
+from ._edge import edge
 from ._kinds import ColumnType, Interval
 from ._value import Value
 from .errors import ConfigurationError, NoTableError, QueryFailedError
@@ -153,6 +154,7 @@ class QueryResult(Value, Sequence[dict[str, Any]]):
         """
         return self.rows_as({})
 
+    @edge
     def rows_as(self, types: Mapping[str, ColumnType]) -> list[dict[str, Any]]:
         """Return the rows with some columns as the types that you name.
 
@@ -187,6 +189,7 @@ class QueryResult(Value, Sequence[dict[str, Any]]):
                     row[name] = value
         return rows
 
+    @edge
     def to_pandas(self, types: Mapping[str, ColumnType] | None = None) -> pd.DataFrame:
         """Return the rows as a `pandas.DataFrame` (extra `pandas`), columns as in `columns`.
 
@@ -207,6 +210,7 @@ class QueryResult(Value, Sequence[dict[str, Any]]):
 
         return _frames.to_pandas(self.data, self.columns, types)
 
+    @edge
     def to_polars(self, types: Mapping[str, ColumnType] | None = None) -> pl.DataFrame:
         """Return the rows as a `polars.DataFrame` (extra `polars`), columns as in `columns`.
 
@@ -328,6 +332,7 @@ class Reply(Value):
     """Seconds from writing the question to the first text; `None` when there was none."""
 
     @property
+    @edge
     def table(self) -> QueryResult:
         """The last query result that succeeded, with rows or without.
 
@@ -361,6 +366,7 @@ class Reply(Value):
         }
 
     @classmethod
+    @edge
     def from_dict(cls, values: Mapping[str, Any]) -> Reply:
         """Build the reply again that `to_dict` was called on, also after a way through JSON.
 
@@ -369,7 +375,7 @@ class Reply(Value):
         """
         if not isinstance(values, Mapping):
             kind = type(values).__name__
-            raise ConfigurationError(f"from_dict takes what to_dict has returned, not a {kind}")
+            raise ConfigurationError(f"from_dict takes what to_dict has returned, not {kind}")
         query_results: list[QueryResult] = []
 
         def results(items: Any) -> tuple[QueryResult, ...]:

@@ -197,7 +197,7 @@ def test_a_file_of_somebody_else_stays_as_it_is(files, content) -> None:
     [
         ("say one", "line 2: it is not JSON"),
         ("[" * 100_000, "line 2: it is not JSON"),
-        ("7", "line 2: a question must be text as a str, not int"),
+        ("7", "line 2: a question must be text: a str, not int"),
         ('""', "line 2: a question must be text, and it is empty"),
         ('"\\ud800"', "line 2: a question has half of a surrogate pair"),
         ("{}", 'line 2: an object has a "question", and may have an "id"'),

@@ -191,7 +191,6 @@ def test_what_serve_prints_can_be_pasted_into_a_shell() -> None:
     with Process("serve", "--port", "0", "--delay", "0") as serve:
         shown = serve.until("this run of the server only.\n")
         lines = shown[shown.index("export FLUXBASE_URL") : shown.index("\nThe token")]
-        lines = lines.replace("python -c", f"'{sys.executable}' -c")
         ran = subprocess.run(  # noqa: S603 - our own lines
             ["/bin/sh", "-c", lines],
             env=environment(),
@@ -387,6 +386,17 @@ def test_words_in_a_file_have_no_blanks_at_their_ends(console: Console) -> None:
     screen._words("One:\n\n")
     screen._words("- two\n- three\n\n`four`")
     assert "\nOne:\n\n • two\n • three\n\nfour\n" == printed(console)
+
+
+def test_words_in_a_terminal_have_one_empty_line_between_them() -> None:
+    """A list is no further from its text than the next paragraph."""
+    terminal = Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None)
+    screen = Screen(terminal, live=False)
+    for words in ("One:\n\n", "- two\n- three\n\n", "four\n\n", "```\n\n```\n"):
+        screen._words(words)
+    shown = "\n".join(line.rstrip() for line in printed(terminal).split("\n"))
+    assert "\nOne:\n\n \u2022 two\n \u2022 three\n\nfour\n" in shown
+    assert "\n\n\n" not in shown.rstrip()
 
 
 def test_many_rows_are_cut_and_counted(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:

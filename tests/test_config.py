@@ -49,6 +49,7 @@ def test_urls(url, expected):
     [
         ("ftp://example.com", "must begin with ws://"),
         ("example.com", "must begin with ws://"),
+        ("localhost:8080", "https://; use something like wss://example.com/ai/ws"),
         ("", "is empty"),
         (None, "not NoneType"),
         ("ws://", "no host"),

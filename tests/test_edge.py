@@ -12,12 +12,23 @@ import pytest
 from servers import Peer, RawServer
 
 import fluxbase_aichat
-from fluxbase_aichat import ChatPool, FluxbaseAI, FluxbaseAIChat, ask_many
+from fluxbase_aichat import (
+    ChatPool,
+    FluxbaseAI,
+    FluxbaseAIChat,
+    Limits,
+    QueryResult,
+    Reply,
+    Timeouts,
+    ask_many,
+)
 from fluxbase_aichat.errors import AuthenticationError, ConnectError, FluxbaseChatError
 
 PACKAGE = str(Path(fluxbase_aichat.__file__).parent)
 CLOSED = "ws://127.0.0.1:1/ai/ws"
 """Nothing listens there."""
+ROWS = QueryResult("SELECT", "Query returned 1 row(s)", 1, [{"month": "2025-03-01T00:00:00Z"}])
+FAILED = QueryResult("SELECT", "Query failed to execute", 0, [])
 
 
 def files(error: BaseException) -> set[str]:
@@ -64,7 +75,17 @@ CALLS = {
     "text_stream": lambda: list(chat().conversation("support").send("Hi").text_stream),
     "FluxbaseAI": lambda: FluxbaseAI(CLOSED, retries=0).list_chatbots(),
     "ask_many": lambda: ask_many({"ws_url": CLOSED}, "", ["Hi"]),
+    "create_chat": lambda: FluxbaseAI(CLOSED).create_chat(ws_url="ftp://127.0.0.1"),
+    "chat.token": lambda: setattr(chat(), "token", 5),
+    "ChatPool()": lambda: ChatPool(CLOSED, sise=1),
     "pool.chat": lend,
+    "Timeouts()": lambda: Timeouts(connect="5"),
+    "Limits()": lambda: Limits(turn_bytes=0),
+    "reply.table": lambda: Reply().table,
+    "from_dict": lambda: Reply.from_dict(5),
+    "rows_as": lambda: ROWS.rows_as({"month": "dat"}),
+    "to_pandas": FAILED.to_pandas,
+    "to_polars": FAILED.to_polars,
 }
 
 
@@ -74,7 +95,7 @@ def test_a_traceback_ends_at_the_librarys_edge(call) -> None:
     """Its last line of code is the user's; so it is in those of its causes."""
     with pytest.raises(FluxbaseChatError) as caught:
         call()
-    assert [] == [file for file in files(caught.value) if file.startswith(PACKAGE)]
+    assert [] == [file for file in files(caught.value) if file.startswith((PACKAGE, "<attrs"))]
     assert traceback.extract_tb(caught.value.__traceback__)[-1].filename in files(caught.value)
 
 

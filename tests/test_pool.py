@@ -841,6 +841,8 @@ def test_no_token_is_shown(server) -> None:
             shown += [repr(caught.value), str(caught.value), repr(vars(caught.value))]
         assert TOKEN not in "".join(shown)
         assert f"<ChatPool {server.url}: 0 busy and 0 idle of 1, 0 waiting>" == repr(pool)
+        pool.close()
+        assert f"<ChatPool {server.url}: 0 busy and 0 idle of 1, 0 waiting, closed>" == repr(pool)
 
 
 def test_it_cannot_be_pickled(server) -> None:

@@ -354,7 +354,7 @@ def test_other_versions_of_a_stored_reply():
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (None, "from_dict takes what to_dict has returned, not a NoneType"),
+        (None, "from_dict takes what to_dict has returned, not NoneType"),
         ({"text": 5}, "Reply.text cannot be made of this int"),
         ({"segments": ["a", 5]}, "Reply.segments cannot be made of this list"),
         ({"usage": {"total_tokens": "s3cret"}}, "Usage.total_tokens cannot be made of this str"),

@@ -433,6 +433,19 @@ def test_the_demo_lasts_as_long_as_its_clients() -> None:
     assert not demo[0].is_alive()
 
 
+@pytest.mark.parametrize("attempt", range(4))
+def test_a_script_that_ends_before_the_demos_answer_is_silent(attempt: int) -> None:
+    """The dev server ends with the process, and shows no traceback of that."""
+    script = f"from fluxbase_aichat import *; c = FluxbaseAIChat('demo:'); c.conversation({BOT!r})"
+    ran = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-c", f"{script}.send('Hi, {attempt}')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("", "") == (ran.stdout, ran.stderr)
+
+
 def test_the_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error has the pip line, and nothing was started."""
     monkeypatch.setitem(sys.modules, "fluxbase_aichat.devserver._http", None)

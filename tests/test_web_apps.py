@@ -585,6 +585,21 @@ def test_in_a_browser(opened: Open, page: Chromium, worker: str, workers: str) -
 
 
 @needs_chromium
+def test_a_failed_query_is_told_in_one_line(opened: Open, page: Chromium) -> None:
+    """There is no table, whose width would break the sentence at each word."""
+    site = opened("gthread")
+    arrive(page, site)
+    sign_in(page)
+    ask(page, "How many orders were refunded?", 1)
+    told = (
+        "[...document.querySelectorAll('.answer *')]"
+        ".find(e => !e.children.length && e.textContent === 'Query failed to execute')"
+    )
+    assert page.evaluate(f"{told}.getBoundingClientRect().height") < 30
+    assert [] == page.texts("table")
+
+
+@needs_chromium
 def test_what_a_browser_shows(opened: Open, page: Chromium) -> None:
     """No HTML, all digits, and of a long table its beginning; loaded again it is the same."""
     site = opened("gthread")

@@ -45,7 +45,7 @@ def resumed_id(
     if last is None:
         raise ConfigurationError(
             f"there is no stored conversation with {chatbot} to go on with",
-            hint="leave --continue out to begin one",
+            hint="leave --continue out to begin one; not every chatbot stores its conversations",
         )
     return last.id
 

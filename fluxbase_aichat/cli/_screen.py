@@ -10,9 +10,10 @@ from decimal import Decimal
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
+from rich.segment import Segment
 from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.table import Table
@@ -234,7 +235,7 @@ class Screen:
         if not text.strip():
             return
         if self._console.is_terminal:
-            self.print(_markdown(text))
+            self.print(_Words(text))
             return
         with self._console.capture() as captured:
             self._console.print(_markdown(text))
@@ -246,6 +247,23 @@ class Screen:
 def _markdown(text: str) -> Markdown:
     # Justified "default" it has no blanks at the end of a line; links show where they lead.
     return Markdown(harmless(text), justify="default", hyperlinks=False)
+
+
+class _Words:
+    """Markdown without the empty lines that rich puts round a list."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, as rich asks for it."""
+        lines = console.render_lines(_markdown(self._text), options, pad=False)
+        shown = [bool("".join(part.text for part in line).strip()) for line in lines]
+        if True not in shown:
+            return
+        for line in lines[shown.index(True) : len(shown) - shown[::-1].index(True)]:
+            yield from line
+            yield Segment.line()
 
 
 def _sql(query: str) -> Text:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Final
 
 import click
@@ -20,7 +22,7 @@ Ctrl-C ends it. To talk to its chatbot sql-assistant, in another terminal, as th
 
 export FLUXBASE_URL={ws_url}
 export FLUXBASE_TOKEN={token}
-python -c 'import fluxbase_aichat as f; print(f.FluxbaseAIChat.from_env().ask(\
+{python} -c 'import fluxbase_aichat as f; print(f.FluxbaseAIChat.from_env().ask(\
 "sql-assistant", "Show me the top 10 users by order count"))'
 
 The token is good for a day, and for this run of the server only.
@@ -60,7 +62,13 @@ def serve(port: int, host: str, delay: float) -> None:
     with server:
         token = server.token("ann", expires_in=_DAY)
         try:
-            click.echo(_WELCOME.format(url=server.url, ws_url=server.ws_url, token=token), nl=False)
+            welcome = _WELCOME.format(
+                url=server.url,
+                ws_url=server.ws_url,
+                token=token,
+                python=shlex.quote(sys.executable or "python"),
+            )
+            click.echo(welcome, nl=False)
             server.serve_forever()
         except KeyboardInterrupt:
             click.echo("\nThe dev server has ended.")

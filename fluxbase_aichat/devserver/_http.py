@@ -64,7 +64,13 @@ class Listener(ThreadingHTTPServer):
             daemon=True,
         )
         self.runtime.track(thread, request)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            if threading.main_thread().is_alive():
+                raise
+            # The script has ended, and this server with it: nobody is to be told.
+            self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:
         """End the stream in both directions and forget the connection."""

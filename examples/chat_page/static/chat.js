@@ -46,10 +46,15 @@ function endText(answer) {
 
 function addResult(answer, { summary, row_count: count, columns, rows: all }) {
   endText(answer);
+  if (!all.length) {
+    add(answer.box, "div", summary, "progress");
+    follow();
+    return;
+  }
   const rows = all.slice(0, MOST_ROWS);
   const table = add(add(answer.box, "div", "", "table"), "table");
   const rest = count > rows.length ? `, of which these are the first ${rows.length}` : "";
-  add(table, "caption", rows.length ? `${count} ${count === 1 ? "row" : "rows"}${rest}` : summary);
+  add(table, "caption", `${count} ${count === 1 ? "row" : "rows"}${rest}`);
   const head = table.createTHead().insertRow();
   for (const name of columns) add(head, "th", name);
   const body = table.createTBody();
