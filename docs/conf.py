@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88  # a parameter a line in longer ones
 napoleon_use_rtype = False
 
 _SECTION: Final = re.compile(r"(Args|Raises|Returns|Yields):$")

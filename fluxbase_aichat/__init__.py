@@ -44,6 +44,8 @@ from .results import Interval, QueryResult, Reply, ToolOutput, Usage
 from .turn import Conversation, Turn
 
 if _typing.TYPE_CHECKING:
+    __version__: str
+
     from ._magic import load_ipython_extension
     from ._many import ask_many
     from ._sse import SSE_HEADERS
@@ -80,6 +82,8 @@ else:  # a type checker that saw these would take any name for one of ours
     }
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            return _importlib.import_module("importlib.metadata").version("fluxbase-aichat")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = _importlib.import_module(f".{_LATER[name]}", __name__)

@@ -10,12 +10,12 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from .errors import FluxbaseChatError
 
-__all__ = ["brief", "edge", "edge_at_init"]
+__all__ = ["brief", "edge"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,12 +45,6 @@ def edge(function: Callable[P, R]) -> Callable[P, R]:
     return edged
 
 
-def edge_at_init(kind: type[R]) -> type[R]:
-    """Have a class whose `__init__` attrs has written raise as `edge` says."""
-    kind.__init__ = edge(kind.__init__)  # type: ignore[method-assign]
-    return kind
-
-
 def brief(error: BaseException) -> None:
     """Take our frames out of an error that is raised again, and out of its causes.
 
@@ -65,13 +59,10 @@ def brief(error: BaseException) -> None:
 
 
 def _foreign(frames: TracebackType | None) -> TracebackType | None:
-    while frames is not None and _is_ours(frames.tb_frame):
+    while frames is not None:
+        # What attrs has written for us has no name.
+        name = str(frames.tb_frame.f_globals.get("__name__", "attr"))
+        if name.partition(".")[0] not in (_PACKAGE, "attr"):
+            break
         frames = frames.tb_next
     return frames
-
-
-def _is_ours(frame: FrameType) -> bool:
-    name = frame.f_globals.get("__name__")
-    if name is None:  # written by attrs, whose "file" is named after the class
-        return f" {_PACKAGE}." in frame.f_code.co_filename
-    return str(name).partition(".")[0] in (_PACKAGE, "attr")

@@ -545,6 +545,9 @@ def check_message(content: object, page_context: Any) -> str:
         raise ConfigurationError(f"content must be text (a str), not {type(content).__name__}")
     if page_context is None:
         _utf8(content)
+    elif not isinstance(page_context, (str, dict)):
+        what = type(page_context).__name__
+        raise LocalProtocolError(f"page_context must be text or a dict, not {what}")
     else:
         encode_message("", content, page_context)
     return content

@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import attrs
 
-from ._edge import edge, edge_at_init
+from ._edge import edge
 from ._value import Value
 from .errors import ConfigurationError
 
@@ -115,7 +115,6 @@ def _seconds_field(default: float | None) -> Any:
     )
 
 
-@edge_at_init
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Timeouts(Value):
     """How long each phase may last, in seconds; `None` is no limit.
@@ -154,7 +153,6 @@ def _check_bytes(_: object, field: attrs.Attribute[int], value: object) -> None:
         )
 
 
-@edge_at_init
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Limits(Value):
     """How much is kept in memory, in bytes.

@@ -380,6 +380,8 @@ class Turn:
         error = fresh(self._answer.error)
         if isinstance(error, ConnectionLostError):
             error.turn = self
+            if self._entry.sent:
+                error.hint = error.hint or "the message was sent; error.turn.recover() may help"
         return error
 
     @contextlib.contextmanager

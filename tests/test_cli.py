@@ -107,7 +107,7 @@ def test_the_demo_in_a_terminal_takes_questions() -> None:
         demo.until(*QUESTIONS, "Now you", PROMPT)
         demo.type("How many users are there per country?\r")
         demo.until("country   users", "Hungary       8", "from 5 countries", " tokens", PROMPT)
-        demo.type("\r")
+        demo.type("/quit\r")
         assert 0 == demo.end()[0]
 
 

@@ -160,6 +160,13 @@ def test_seconds_for_all_timeouts():
     assert Timeouts(connect=60, start=60, idle=60) == Settings(endpoint=URL, timeouts=60).timeouts
 
 
+@pytest.mark.parametrize("page_context", [5, b"bytes", ["a"], ("a",)])
+def test_a_page_context_that_is_none(page_context, nobody_calls):
+    """What the page shows is a text or an object, by the server's version."""
+    with pytest.raises(LocalProtocolError, match="page_context must be text or a dict, not "):
+        FluxbaseAIChat(URL).ask("bot", "Hi", page_context=page_context)
+
+
 @pytest.mark.parametrize("content", [None, 5, b"bytes", ["a"]])
 def test_content_that_is_not_text(content, nobody_calls):
     """A message is text."""

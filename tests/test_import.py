@@ -4,6 +4,7 @@ How long it takes is measured by `benchmarks/`; this keeps what makes it short.
 """
 
 import ast
+import importlib.metadata
 import json
 import pathlib
 import pickle
@@ -140,6 +141,11 @@ def test_a_type_checker_and_a_program_find_the_same():
     modules = {name: name for name, module in fluxbase_aichat._LATER.items() if name == module}
     assert {**told, **modules} == fluxbase_aichat._LATER
     assert set(told) <= set(fluxbase_aichat.__all__)
+
+
+def test_the_version_is_that_of_the_package():
+    """It is where programs look for it."""
+    assert importlib.metadata.version("fluxbase-aichat") == fluxbase_aichat.__version__
 
 
 def test_a_name_that_is_not_there():

@@ -30,6 +30,8 @@ CHATBOT: Final = "sql-assistant"
 """The chatbot that it asks."""
 _DELAY: Final = 0.03  # seconds between two words; a person sees them come
 
+_LEAVING: Final = ("/quit", "quit", "exit")
+
 INTRODUCTION: Final = (
     f"[bold]{CHATBOT}[/bold] answers questions about a small shop with SQL. It lives in a dev "
     "server on this machine; all that follows goes through the library's public API."
@@ -74,7 +76,8 @@ def demo() -> None:
 def _ask_user(screen: Screen) -> str:
     """Return the user's next question, `""` at the end."""
     try:
-        return read_question(f"\n{screen.prompt}").strip()
+        question = read_question(f"\n{screen.prompt}").strip()
     except (EOFError, KeyboardInterrupt):
         click.echo()
         return ""
+    return "" if question in _LEAVING else question
