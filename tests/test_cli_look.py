@@ -518,7 +518,7 @@ def test_a_path_that_is_wrong(server) -> None:
     """It is the upgrade that fails."""
     result = invoke(server, "doctor", "--json", "--url", f"{server.url}/elsewhere")
     assert ["ok", "ok", "skipped", "failed"] + ["skipped"] * 4 == states(result)
-    assert "the chat is at /ai/ws" in findings(result)["upgrade"]["advice"]
+    assert "Its chat is at /ai/ws" in findings(result)["upgrade"]["advice"]
 
 
 def test_credentials_that_are_refused(server) -> None:
