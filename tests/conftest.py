@@ -21,6 +21,9 @@ HANG_SECONDS = 60.0
 LEFT_SECONDS = 3.0
 """How long a thread may take to end after its test."""
 
+SLOW_SECONDS = 0.005
+"""A collection that takes longer looks at more than tests make."""
+
 DESCRIPTORS = Path("/proc/self/fd")
 
 hypothesis.settings.register_profile("local", deadline=None, database=None)
@@ -46,6 +49,14 @@ def pytest_collection_finish() -> None:
     """Make the collections after each test cheap: what was imported is never garbage."""
     gc.collect()
     gc.freeze()
+
+
+def collect() -> None:
+    """Collect garbage after a test, quickly: this was a third of the suite's time."""
+    started = time.perf_counter()
+    gc.collect()
+    if time.perf_counter() - started > SLOW_SECONDS:
+        gc.freeze()  # a test has imported something large, which is never garbage
 
 
 @pytest.hookimpl(wrapper=True)
@@ -97,13 +108,14 @@ def nothing_left() -> Iterator[None]:
 
     pytest itself turns exceptions of threads and finalizers into warnings, which are errors.
     """
-    threads, files = set(threading.enumerate()), descriptors()
+    threads, files = set(threading.enumerate()), descriptors().items()
     yield
-    gc.collect()
+    collect()
     left = [thread.name for thread in running(threads)]
     assert not left, f"threads are left: {left}"
-    gc.collect()
-    opened = {number: what for number, what in descriptors().items() if files.get(number) != what}
+    if descriptors().items() - files:
+        collect()  # what only those threads held
+    opened = descriptors().items() - files
     assert not opened, f"descriptors are left: {opened}"
 
 
