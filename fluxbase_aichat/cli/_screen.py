@@ -34,7 +34,7 @@ _ROWS: Final = 20
 """As many rows of a result are shown."""
 _CELL: Final = 200
 """As many characters of a value; the width of the terminal cuts further."""
-_NARROWEST: Final = 4
+_NARROWEST: Final = 5
 """A column is not cut below this; the last ones are left out before."""
 _BETWEEN: Final = 3
 """Blanks between two columns."""
