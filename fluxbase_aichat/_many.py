@@ -16,10 +16,9 @@ from typing import Any, Final
 
 from ._answer import Flag
 from ._deadline import start
-from ._edge import edge
 from ._wire import check_message
 from .client import FluxbaseAIChat
-from .config import check_count, check_name
+from .config import check_count, check_name, named_keywords
 from .errors import ConfigurationError, FluxbaseChatError, LocalProtocolError
 from .pool import ChatPool, Token, UserKey
 from .results import Reply
@@ -36,7 +35,7 @@ Lend = Callable[[], AbstractContextManager[FluxbaseAIChat]]
 _END_SECONDS: Final = 10.0
 
 
-@edge
+@named_keywords
 def ask_many(
     chat_or_pool_or_settings: Source,
     chatbot: str,

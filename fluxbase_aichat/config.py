@@ -488,3 +488,8 @@ def named_keywords(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+# The slips that are told of a client's keywords are told of these as well.
+for _values in (Timeouts, Limits):
+    _values.__init__ = named_keywords(_values.__init__)  # type: ignore[method-assign]

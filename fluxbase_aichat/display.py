@@ -26,7 +26,8 @@ _RATE: Final = 100_000
 """Characters of pictures a second, for each is the whole text again: Jupyter drops the output of a
 cell that sends more than 1 MB a second (`iopub_data_rate_limit`)."""
 
-_MARKUP: Final = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$>])")
+# What is markup in the middle of a line; a note never begins one.
+_MARKUP: Final = re.compile(r"([\\`*_\[\]|~$])")
 
 
 class Live:

@@ -376,6 +376,8 @@ class Reply(Value):
         if not isinstance(values, Mapping):
             kind = type(values).__name__
             raise ConfigurationError(f"from_dict takes what to_dict has returned, not {kind}")
+        if values and not any(field.name in values for field in attrs.fields(cls)):
+            raise ConfigurationError("from_dict takes what to_dict has returned: no field is here")
         query_results: list[QueryResult] = []
 
         def results(items: Any) -> tuple[QueryResult, ...]:

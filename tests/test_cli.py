@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from commands import (
     COMMAND,
     DEADLINE,
@@ -28,6 +29,7 @@ from rich.console import Console
 from fluxbase_aichat import FluxbaseAIChat, ProviderError, QueryResult, cli, results
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.cli import _screen
+from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.cli._paragraphs import Paragraphs
 from fluxbase_aichat.cli._screen import Screen
 from fluxbase_aichat.cli.demo import QUESTIONS
@@ -254,6 +256,15 @@ def test_help_lists_the_commands() -> None:
     assert ran.stdout == run().stderr
 
 
+def test_a_slip_of_the_pen() -> None:
+    """The command that was meant is named; where none is like it, none."""
+    runner = CliRunner()
+    assert "No such command 'hist'. Did you mean 'history'?" in runner.invoke(app, ["hist"]).stderr
+    result = runner.invoke(app, ["zzzz"])
+    assert result.stderr.endswith("No such command 'zzzz'.\n")
+    assert 2 == result.exit_code
+
+
 def test_version() -> None:
     """`--version` names the program."""
     ran = run("--version")
@@ -360,7 +371,7 @@ def test_s08_the_servers_text_is_harmless_wherever_it_is_shown(console: Console)
     text = printed(console)
     assert ESCAPE not in text
     assert "hello" in text
-    assert "name \n─" in text
+    assert "name\n─" in text
     assert "value\n" in text
 
 
@@ -378,6 +389,55 @@ def test_the_widest_column_is_cut_first() -> None:
     wide = Console(file=io.StringIO(), width=40, color_system=None)
     wide.print(_screen.table(("id", "about"), [{"id": "0123abcd", "about": "word " * 20}]))
     assert "0123abcd   word word word word word wor…\n" in printed(wide)
+
+
+def test_columns_that_there_is_no_room_for_are_counted(console: Console) -> None:
+    """Those before them can be read, each by its name; rich would draw the frame alone."""
+    row = {f"column_{number}": number * 1000 for number in range(60)}
+    console.print(_screen.table(list(row), [row]))
+    head, _, values, more = printed(console).splitlines()
+    assert ["col"] * 5 == [name[:3] for name in head.split()]
+    assert ["0", "1000", "2000", "3000", "4000"] == values.split()
+    assert "… and 55 more columns" == more
+
+
+def test_columns_that_have_room_are_all_there(console: Console) -> None:
+    """In no more room than they need; a narrower terminal leaves out the last of them."""
+    row = dict.fromkeys(("abcd", "efgh", "ijkl", "mnop", "qrst", "uvwx"), 1)
+    console.print(_screen.table(list(row), [row]))
+    assert "abcd   efgh   ijkl   mnop   qrst   uvwx\n" in printed(console)
+    console.width = 38
+    console.print(_screen.table(list(row), [row]))
+    assert printed(console).endswith("\n… and 1 more column\n")
+
+
+def test_a_table_has_no_blanks_at_the_ends_of_its_lines(console: Console) -> None:
+    """In a file they are of no use, and a copied line has them in it."""
+    rows = [{"id": 1, "about": "short"}, {"id": 2, "about": "not so short"}, {"id": 3}]
+    console.print(_screen.table(("id", "about"), rows))
+    lines = printed(console).splitlines()
+    assert [line.rstrip() for line in lines] == lines
+    assert [" id   about", "  1   short", "  2   not so short", "  3   null"] == [
+        line for line in lines if "─" not in line
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "expected"),
+    [
+        ("Use <name> and List<int>, <b>please</b>", "Use <name> and List<int>, <b>please</b>"),
+        ("<div>\nall\n</div>", "<div> all </div>"),
+        ("See ![a plan](http://x.example) here", "See !a plan (http://x.example) here"),
+        ("a | b\n--|--\n<x> | ~~c~~", " a    b\n ──────\n <x>  c"),
+    ],
+)
+def test_html_and_pictures_are_shown_as_text(
+    console: Console, markdown: str, expected: str
+) -> None:
+    """No word of an answer is left out because it looks like a tag."""
+    Screen(console, live=False)._words(markdown)
+    shown = "\n".join(line for line in printed(console).splitlines() if line.strip())
+    assert expected == shown
 
 
 def test_words_in_a_file_have_no_blanks_at_their_ends(console: Console) -> None:

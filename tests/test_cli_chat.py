@@ -149,6 +149,8 @@ def test_the_commands(server) -> None:
     assert 0 == result.exit_code
     for part in ("two", "say one", "three", "say three", "sql-assistant", "/quit"):
         assert part in result.stdout
+    shown = result.stdout[result.stdout.index("/bots   ") :]
+    assert max(map(len, shown.splitlines())) <= 79, "in a terminal of 80 columns no line is broken"
     stored = FluxbaseAI(server.url, server.token()).get_conversation(first)
     assert ["say one", "one", "say three", "three"] == [m.content for m in stored.messages]
 
@@ -158,6 +160,7 @@ def test_the_commands(server) -> None:
     [
         ("/nope", "/nope is no command"),
         ("/bot", "/bot is no command, or has other arguments"),
+        ("/bto keeper", "Hint: did you mean /bot? /help shows them"),
         ("/bot nobody", "not found"),
         ("/cid zz", "no conversations have an id that begins with 'zz'"),
         ("fail", "STREAM_ERROR"),

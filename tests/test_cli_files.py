@@ -115,7 +115,8 @@ def test_what_is_saved_is_what_csv_prints(server, tmp_path) -> None:
     file = tmp_path / "a.csv"
     result = chat(server, USERS, f"/save {file}", options=("--csv",))
     assert result.stdout.startswith(file.read_text())
-    chat(server, f"sql SELECT 1 AS one\\\n---\\\nfail\n/save {tmp_path / 'b.csv'}")
+    result = chat(server, f"sql SELECT 1 AS one\\\n---\\\nfail\n/save {tmp_path / 'b.csv'}")
+    assert "1 row is in " in result.output
     assert "one\n1\n" == (tmp_path / "b.csv").read_text()
 
 

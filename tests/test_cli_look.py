@@ -207,6 +207,18 @@ def test_a_token_can_be_printed(server) -> None:
     assert not _logins.login_file().exists()
 
 
+def test_a_kept_login_prints_a_token(server) -> None:
+    """Nobody types a password again; what the server gave in its place is kept."""
+    assert 0 == invoke(server, "login", "ann@example.com", input="ann-password\n").exit_code
+    for _ in range(2):
+        result = invoke(server, "login", "--print", token=None, input="")
+        assert (0, "") == (result.exit_code, result.stderr)
+        api = FluxbaseAI(server.url, result.stdout.strip())
+        assert 0 == api.list_conversations().total
+    assert "Forgot" in invoke(server, "login", "--forget").stderr
+    assert 2 == invoke(server, "login", "--print", input="").exception.exit_code
+
+
 def test_a_login_that_is_refused(server) -> None:
     """The other logins stay, and it is told what may be wrong."""
     _logins.save_login("https://other.example", "kept")

@@ -152,6 +152,21 @@ def test_bad_limits(value):
         Limits(turn_bytes=value)
 
 
+@pytest.mark.parametrize(
+    ("cls", "keyword", "meant"),
+    [
+        (Timeouts, "conect", "did you mean connect?"),
+        (Timeouts, "idleTimeout", "it takes close, connect, idle, start, turn"),
+        (Limits, "turnBytes", "did you mean turn_bytes?"),
+    ],
+)
+def test_misspelt_parts_of_an_option(cls, keyword, meant):
+    """They are told as the misspelt options of a client are."""
+    with pytest.raises(ConfigurationError) as caught:
+        cls(**{keyword: 5})
+    assert f"{cls.__name__}() has no parameter {keyword}: {meant}" == str(caught.value)
+
+
 def test_seconds_for_all_timeouts():
     """A number bounds the phases that a call waits for, and never makes closing longer."""
     assert (

@@ -216,7 +216,7 @@ def test_an_error_is_one_line(cells: Cells, cell: str, name: str, text: str) -> 
 def test_an_answer_that_broke_off(cells: Cells) -> None:
     """What came of it stays, and a line says that it is not all."""
     (answer,) = shown(cells["broken"])
-    assert "partly\n\n*The answer broke off: ProviderError\\.*" == answer["text/markdown"]
+    assert "partly\n\n*The answer broke off: ProviderError.*" == answer["text/markdown"]
 
 
 @pytest.mark.parametrize("cell", ["usage", "unbalanced"])
@@ -229,14 +229,14 @@ def test_a_wrong_first_line(cells: Cells, cell: str) -> None:
 def test_interrupting_cancels_and_the_next_cell_works(cells: Cells) -> None:
     """The answer ends where it was, and the conversation goes on."""
     assert ("KeyboardInterrupt", "the answer was cancelled") == error(cells["interrupted"])
-    assert "begin\n\n*Cancelled\\.*" == shown(cells["interrupted"])[-1]["text/markdown"]
+    assert "begin\n\n*Cancelled.*" == shown(cells["interrupted"])[-1]["text/markdown"]
     assert "again" == shown(cells["next"])[-1]["text/markdown"]
 
 
 def test_the_last_error_keeps_no_client(cells: Cells) -> None:
     """The shell keeps its traceback, and yet the connecting cell leaves one pair of threads."""
     assert "KeyboardInterrupt" == error(cells["interrupted wait"])[0]
-    assert "begin\n\n*Cancelled\\.*" == shown(cells["interrupted wait"])[-1]["text/markdown"]
+    assert "begin\n\n*Cancelled.*" == shown(cells["interrupted wait"])[-1]["text/markdown"]
     assert "KeyboardInterrupt" == error(cells["interrupted ask"])[0]
     assert "ChatbotNotFoundError" == error(cells["failed ask"])[0]
     for after in ("threads after", "threads at last"):

@@ -351,6 +351,12 @@ def test_other_versions_of_a_stored_reply():
     assert Reply(text="x", usage=Usage(total_tokens=3)) == Reply.from_dict(stored)
 
 
+def test_what_is_no_stored_reply():
+    """A line of `batch`, say, is no empty reply."""
+    with pytest.raises(ConfigurationError, match="no field is here"):
+        Reply.from_dict({"question": "x", "reply": {"text": "y"}})
+
+
 @pytest.mark.parametrize(
     ("stored", "message"),
     [

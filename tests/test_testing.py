@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -288,6 +289,35 @@ def test_what_no_column_holds() -> None:
     """It is told before a test goes wrong in another place."""
     with pytest.raises(ConfigurationError, match="no column holds a object"):
         reply(rows=[{"a": object()}])
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda _: reply(5), "text must be a str, not int"),
+        (lambda _: reply(rows="abc"), "rows must be a list of rows"),
+        (lambda _: reply(rows={"id": 1}), "rows must be a list of rows"),
+        (lambda _: reply(rows=[5]), "rows must be a list of rows"),
+        (lambda _: reply(error=5), "error must be a str, not int"),
+        (lambda _: reply(error="x", code=5), "code must be a str, not int"),
+        (lambda _: reply(txt="x"), "no parameter txt: did you mean text?"),
+        (lambda server: server.on(BOT, contain="x"), "did you mean contains?"),
+        (lambda server: server.on(BOT, contains=5), "contains must be a str, not int"),
+        (lambda server: server.on(BOT, namespace=5), "namespace must be"),
+        (lambda server: server.on(BOT).say(5), "text must be a str, not int"),
+        (lambda server: server.on(BOT).error(5), "error must be a str, not int"),
+        (lambda server: server.on(BOT).pause("1"), "seconds must be a number"),
+        (lambda server: server.on(BOT).pause(-1), "seconds must be zero or more"),
+        (lambda server: server.on(BOT).pause(None), "hold()"),
+        (lambda server: server.on(BOT).rows(5), "rows must be a list of rows"),
+        (lambda server: server.on(BOT).rows([], query=5), "query must be a str, not int"),
+        (lambda server: server.on(BOT).failed_query(5), "query must be a str, not int"),
+    ],
+)
+def test_what_no_test_meant(call, told) -> None:
+    """It is told where it is written, with what would be right."""
+    with FakeServer() as server, pytest.raises(ConfigurationError, match=re.escape(told)):
+        call(server)
 
 
 def test_an_error_without_a_server() -> None:

@@ -8,7 +8,7 @@ import click
 
 from fluxbase_aichat.errors import FluxbaseChatError
 
-from ._errors import INTERRUPTED, exit_code, show_error
+from ._errors import INTERRUPTED, exit_code, nearest, show_error
 from ._log import show_log
 from .ask import ask
 from .batch import batch
@@ -35,6 +35,16 @@ class _InOrder(click.Group):
     def list_commands(self, _: click.Context) -> list[str]:
         """Return the commands as they were added, what is wanted most often first."""
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command; say of a slip of the pen which one was probably meant."""
+        command = super().get_command(ctx, cmd_name)
+        # The Tab key asks as well, for what is still being typed.
+        if command is None and not ctx.resilient_parsing:
+            meant = nearest(cmd_name, self.commands)
+            if meant:
+                ctx.fail(f"No such command {cmd_name!r}. Did you mean {meant!r}?")
+        return command
 
 
 @click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -22,7 +23,15 @@ from fluxbase_aichat.errors import (
     RateLimitError,
 )
 
-__all__ = ["INTERRUPTED", "advice_of", "exit_code", "hint_of", "message_of", "show_error"]
+__all__ = [
+    "INTERRUPTED",
+    "advice_of",
+    "exit_code",
+    "hint_of",
+    "message_of",
+    "nearest",
+    "show_error",
+]
 
 INTERRUPTED: Final = 130
 """What shells use for a process that Ctrl-C has ended."""
@@ -75,6 +84,13 @@ def _said(text: str) -> str:
     for parameter, option in _OPTIONS.items():
         text = text.replace(parameter, option)
     return text
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """Return the name that was probably meant, `""` if none is like it."""
+    import difflib  # noqa: PLC0415 - only a mistake needs it
+
+    return next(iter(difflib.get_close_matches(wrong, list(names), n=1)), "")
 
 
 def show_error(error: FluxbaseChatError) -> None:

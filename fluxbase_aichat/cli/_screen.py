@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
+from markdown_it import MarkdownIt
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.markdown import Markdown
@@ -32,6 +34,10 @@ _ROWS: Final = 20
 """As many rows of a result are shown."""
 _CELL: Final = 200
 """As many characters of a value; the width of the terminal cuts further."""
+_NARROWEST: Final = 5
+"""A column is not cut below this; the last ones are left out before."""
+_BETWEEN: Final = 3
+"""Blanks between two columns."""
 _TOOLS: Final = frozenset({"querying", "executing"})
 _FRAME: Final = 1 / 15
 """Seconds between two pictures; words come faster than an eye needs to see them."""
@@ -244,9 +250,19 @@ class Screen:
         self.print(Text("\n".join(lines)), wrap=False)
 
 
+# HTML and pictures are text: rich would leave out the one, so "<name>", and misplace the other.
+_PARSER: Final = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable(["strikethrough", "table"])
+    .disable(["image", "html_block", "html_inline"])
+)
+
+
 def _markdown(text: str) -> Markdown:
     # Justified "default" it has no blanks at the end of a line; links show where they lead.
-    return Markdown(harmless(text), justify="default", hyperlinks=False)
+    drawn = Markdown("", justify="default", hyperlinks=False)
+    drawn.parsed = _PARSER.parse(harmless(text))
+    return drawn
 
 
 class _Words:
@@ -274,18 +290,52 @@ def _sql(query: str) -> Text:
     return sql
 
 
-def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Return rows as a table, cut to the terminal's width."""
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    cells = []
-    for name in columns:
-        values = [row.get(name) for row in rows]
-        numbers = all(value is None or _is_number(value) for value in values)
-        drawn.add_column(_cell(name), justify="right" if numbers else "left", min_width=3)
-        cells.append(_cells(values))
-    for row in zip(*cells, strict=True):
-        drawn.add_row(*row)
-    return drawn
+    return _Rows(columns, rows)
+
+
+class _Rows:
+    """A table of the first columns that there is room for."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+        self._columns = columns
+        self._rows = rows
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it, as rich asks for it."""
+        drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        left = options.max_width
+        cells: list[list[Text]] = []
+        for name in self._columns:
+            values = [row.get(name) for row in self._rows]
+            column = _cells(values)
+            head = _cell(name)
+            # Of columns that do not fit rich would draw the frame alone.
+            widest = max(cell_len(cell.plain) for cell in (head, *column))
+            left -= min(_NARROWEST, max(3, widest)) + (_BETWEEN if cells else 0)
+            if cells and left < 0:
+                break
+            numbers = all(value is None or _is_number(value) for value in values)
+            drawn.add_column(head, justify="right" if numbers else "left", min_width=3)
+            cells.append(column)
+        for row in zip(*cells, strict=True):
+            drawn.add_row(*row)
+        for line in console.render_lines(drawn, options, pad=False):
+            yield from _unpadded(line)
+            yield Segment.line()
+        if more := len(self._columns) - len(cells):
+            yield Text(f"\u2026 and {more:,} more column{'s' if more > 1 else ''}", style="dim")
+
+
+def _unpadded(line: list[Segment]) -> Iterator[Segment]:
+    """Leave out the blanks at the end of a line, which are of no use in a file."""
+    last = len(line)
+    while last and not line[last - 1].text.strip():
+        last -= 1
+    yield from line[: max(0, last - 1)]
+    for text, style, control in line[max(0, last - 1) : last]:
+        yield Segment(text.rstrip(), style, control)
 
 
 def _is_number(value: Any) -> bool:

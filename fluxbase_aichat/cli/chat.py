@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, Que
 from fluxbase_aichat._harmless import harmless
 from fluxbase_aichat.errors import ConfigurationError, ConversationNotResumedError
 
-from ._errors import INTERRUPTED, show_error
+from ._errors import INTERRUPTED, nearest, show_error
 from ._files import write_whole
 from ._going_on import find_conversation, going_on_options, resumed_id
 from ._input import plain_input, read_question
@@ -28,7 +29,7 @@ from ._typed import remembering
 __all__ = ["chat"]
 
 _HELP: Final = r"""/bots                    list the chatbots
-/bot NAME [NAMESPACE]    talk to another chatbot; coming back goes on where you left it
+/bot NAME [NAMESPACE]    talk to another chatbot; coming back goes on
 /new                     begin a new conversation with this one
 /history                 show what the server has stored of this conversation
 /save FILE               write the rows of the last query that worked, as CSV
@@ -36,8 +37,9 @@ _HELP: Final = r"""/bots                    list the chatbots
 /help                    show this
 /quit                    leave, as Ctrl-D does
 
-A line that ends with \ goes on in the next. Three quotes alone on a line begin a question of
-several lines, and end it. Ctrl-C cancels an answer; twice, it leaves."""
+A line that ends with \ goes on in the next. Three quotes alone on a line begin
+a question of several lines, and end it. Ctrl-C cancels an answer; twice, it
+leaves."""
 _AGAIN: Final = "Ctrl-C again leaves; /help says what else there is."
 
 
@@ -212,9 +214,13 @@ class _Chat:
             case "/cid", [begun]:
                 self._resume(begun)
             case _:
+                hint = "/help shows them; a blank before the slash makes it a question"
+                known = re.findall(r"^/\w+", _HELP, re.MULTILINE)
+                if name not in known and (meant := nearest(name, known)):
+                    hint = f"did you mean {meant}? {hint}"
                 raise ConfigurationError(
                     f"{harmless(text.splitlines()[0][:60])} is no command, or has other arguments",
-                    hint="/help shows them; a blank before the slash makes it a question",
+                    hint=hint,
                 )
 
     def _resume(self, begun: str) -> None:
@@ -238,4 +244,6 @@ class _Chat:
             if isinstance(error, ConfigurationError):
                 raise
             raise ConfigurationError(f"cannot write {name}: {error}") from None
-        self._note(f"{len(self._table):,} rows are in {harmless(name)}.")
+        rows = len(self._table)
+        what = "1 row is" if rows == 1 else f"{rows:,} rows are"
+        self._note(f"{what} in {harmless(name)}.")

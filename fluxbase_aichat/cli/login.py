@@ -11,7 +11,7 @@ from fluxbase_aichat._api import endpoint_of
 from fluxbase_aichat._harmless import harmless
 
 from ._input import plain_input, read_line
-from ._logins import DEMO, forget_login, login_file, save_login
+from ._logins import DEMO, forget_login, login_file, save_login, saved_login
 from ._server import Server, server_options
 
 __all__ = ["login"]
@@ -21,7 +21,12 @@ _PASSWORD = "FLUXBASE_PASSWORD"  # noqa: S105 - its name
 
 @click.command()
 @click.argument("email", required=False)
-@click.option("--print", "printed", is_flag=True, help="Print an access token, and keep nothing.")
+@click.option(
+    "--print",
+    "printed",
+    is_flag=True,
+    help="Print an access token, and keep no login; without EMAIL that of the kept one.",
+)
 @click.option("--forget", is_flag=True, help="Forget the login that is kept for the server.")
 @server_options
 def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> None:
@@ -39,6 +44,9 @@ def login(*, email: str | None, printed: bool, forget: bool, server: Server) -> 
         if forget:
             known = forget_login(server.url)
             click.echo(f"{'Forgot the' if known else 'There was no'} login for {shown}.", err=True)
+            return
+        if printed and not email and (kept := saved_login(server.url, server.options)):
+            click.echo(kept())
             return
         if not email:
             email = read_line("E-mail address")

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from uuid import NAMESPACE_URL, uuid5
 
 from fluxbase_aichat import _reconnect
-from fluxbase_aichat.config import check_name
+from fluxbase_aichat.config import check_name, check_seconds, named_keywords
 from fluxbase_aichat.devserver import DevServer, Faults, World
 from fluxbase_aichat.devserver._chatbots import Chatbot
 from fluxbase_aichat.devserver._script import Call, Cut, Fail, Model, Pause, Say, Step, words
@@ -22,7 +22,7 @@ from fluxbase_aichat.devserver._sql import QueryResult as ServedResult
 from fluxbase_aichat.errors import ConfigurationError
 from fluxbase_aichat.results import QueryResult
 
-from ._values import Rows, failed_result, query_result
+from ._values import Rows, check_text, failed_result, query_result
 
 __all__ = ["FakeAnswer", "FakeServer", "no_waiting"]
 
@@ -58,6 +58,7 @@ class FakeAnswer:
 
     def say(self, text: str) -> Self:
         """Stream `text`, word by word."""
+        check_text("text", text)
         return self._add(Say(words(text)))
 
     def rows(self, rows: Rows, query: str = "") -> Self:
@@ -74,6 +75,8 @@ class FakeAnswer:
 
     def error(self, error: str, code: str = "") -> Self:
         """End the turn with an error; `code` as the server's, such as `"RATE_LIMITED"`."""
+        check_text("error", error)
+        check_text("code", code)
         return self._add(Fail(error, code))
 
     def drop(self) -> Self:
@@ -82,6 +85,8 @@ class FakeAnswer:
 
     def pause(self, seconds: float) -> Self:
         """Wait; under `no_waiting` go on at once."""
+        if check_seconds("seconds", seconds, zero=True) is None:
+            raise ConfigurationError("seconds must be a number; hold() waits for release()")
         return self._add(Pause(seconds))
 
     def hold(self) -> Self:
@@ -187,6 +192,7 @@ class FakeServer:
     ) -> None:
         self.close()
 
+    @named_keywords
     def on(
         self, chatbot: str, contains: str | None = None, *, namespace: str = "default"
     ) -> FakeAnswer:
@@ -196,6 +202,9 @@ class FakeServer:
         is not found.
         """
         check_name("chatbot", chatbot, what="a chatbot's name")
+        check_name("namespace", namespace, what="a chatbot's namespace")
+        if contains is not None:
+            check_text("contains", contains)
         answer = FakeAnswer(contains)
         self._world.add(namespace, chatbot, answer)
         return answer

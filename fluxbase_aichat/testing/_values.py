@@ -9,11 +9,12 @@ from typing import Any, Final, overload
 from uuid import UUID
 
 from fluxbase_aichat._protocol import error_of
+from fluxbase_aichat.config import named_keywords
 from fluxbase_aichat.errors import ConfigurationError, FluxbaseChatError
 from fluxbase_aichat.events import ErrorEvent
 from fluxbase_aichat.results import Interval, QueryResult, Reply, Usage
 
-__all__ = ["failed_result", "query_result", "reply"]
+__all__ = ["check_text", "failed_result", "query_result", "reply"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -32,6 +33,7 @@ def reply(
 ) -> Reply: ...
 @overload
 def reply(text: str = ..., *, error: str, code: str = ...) -> FluxbaseChatError: ...
+@named_keywords
 def reply(
     text: str = "",
     *,
@@ -52,8 +54,12 @@ def reply(
     With `error` it is the exception that `ask()` would raise for an error of the server, for a
     mock's `side_effect`: `code` decides its class, and `text` is what had come before.
 
-    Raises `ConfigurationError` for a value that PostgreSQL has no type for.
+    Raises `ConfigurationError` for what is none of these, and for a value that PostgreSQL has no
+    type for.
     """
+    texts = {"text": text, "query": query, "chatbot": chatbot, "code": code}
+    for name, value in (texts | {"conversation_id": conversation_id, "error": error or ""}).items():
+        check_text(name, value)
     if error is not None:
         failure = error_of(ErrorEvent(conversation_id=conversation_id, error=error, code=code))
         failure.partial_text = text
@@ -70,8 +76,19 @@ def reply(
     )
 
 
+def check_text(name: str, value: object) -> None:
+    """Raise `ConfigurationError` for what is no text."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+
+
 def query_result(rows: Rows, query: str = "") -> QueryResult:
     """Return the result of a query that found these rows."""
+    check_text("query", query)
+    if isinstance(rows, (str, bytes)) or not (
+        isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows)
+    ):
+        raise ConfigurationError("rows must be a list of rows, such as [{'id': 1}]; [] found none")
     data = [{name: _wire(row[name]) for name in sorted(row)} for row in rows]
     if not query:
         names = [_quoted(name) for name in (rows[0] if rows else ())]
@@ -85,6 +102,7 @@ def query_result(rows: Rows, query: str = "") -> QueryResult:
 
 def failed_result(query: str) -> QueryResult:
     """Return the result of a query that failed."""
+    check_text("query", query)
     return QueryResult(query, "Query failed to execute")
 
 
