@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -120,19 +121,49 @@ def test_one_command_runs_it(alone) -> None:
     assert ("", "", 0) == (*alone.communicate(), alone.returncode)
 
 
-def test_missing_settings_are_named(name) -> None:
-    """In one line, and with no traceback."""
-    module = {"flask_app": "app import create_app; create_app()", "django_app": "wsgi import *"}
+def refused(*command: str, **variables: str) -> str:
+    """Return the one line with which a command ends."""
     ran = subprocess.run(  # noqa: S603 - our own
-        [sys.executable, "-c", f"from examples.{name}.{module[name]}"],
+        [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CHAT_DATA": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
         capture_output=True,
         text=True,
         check=False,
     )
-    expected = "please set FLUXBASE_URL, CHAT_SECRET_KEY, CHAT_DATA\n"
-    assert (1, "", expected) == (ran.returncode, ran.stdout, ran.stderr)
+    assert (1, "", 1) == (ran.returncode, ran.stdout, ran.stderr.count("\n")), ran.stderr
+    return ran.stderr.strip()
+
+
+def test_missing_settings_are_named(name) -> None:
+    """In one line, and with no traceback."""
+    module = {"flask_app": "app import create_app; create_app()", "django_app": "wsgi import *"}
+    told = refused("-c", f"from examples.{name}.{module[name]}", CHAT_DATA="")
+    assert "please set FLUXBASE_URL, CHAT_SECRET_KEY, CHAT_DATA" == told
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CHAT_POOL_SIZE", "many", "CHAT_POOL_SIZE must be a number, not 'many'"),
+        ("CHAT_POOL_SIZE", "0", "size must be"),
+        ("FLUXBASE_URL", "example.com", "must begin with ws://"),
+        ("FLUXBASE_URL", "ws://192.0.2.1", "unencrypted"),
+    ],
+)
+def test_wrong_settings_are_told_at_the_start(name, variable, value, said) -> None:
+    """In one line too, and not at the first request."""
+    settings = {"FLUXBASE_URL": "ws://127.0.0.1:9", variable: value}
+    assert said in refused("-m", f"examples.{name}", "--port", "0", **settings)
+
+
+def test_a_port_that_is_taken_is_one_line(name) -> None:
+    """It says what else there is."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused("-m", f"examples.{name}", "--port", str(port))
+    assert told.startswith(f"cannot listen on port {port}: ")
+    assert "--port 0" in told
 
 
 def text_of(events) -> str:

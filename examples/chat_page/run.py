@@ -34,7 +34,11 @@ def run(make: Callable[[], Any]) -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
     port = parser.parse_args().port
     with _settings() as who:
-        web = simple_server.make_server("127.0.0.1", port, make(), _Threaded, _Quiet)
+        application = make()
+        try:
+            web = simple_server.make_server("127.0.0.1", port, application, _Threaded, _Quiet)
+        except (OSError, OverflowError) as error:
+            raise SystemExit(f"cannot listen on port {port}: {error}; --port 0 picks one") from None
         with web, contextlib.suppress(KeyboardInterrupt):
             print(f"http://127.0.0.1:{web.server_port}/{who}", flush=True)
             web.serve_forever(0.1)
