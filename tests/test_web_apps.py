@@ -24,7 +24,7 @@ from browsers import CHROMIUM, Chromium, HttpBrowser
 from scripts.process import Script
 from servers import WAIT
 
-from fluxbase_aichat import ConnectTimeoutError
+from fluxbase_aichat import ApiError, ConnectTimeoutError
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.devserver._auth import Auth, BadTokenError
 
@@ -526,6 +526,13 @@ def test_a_log_line_is_one_line(part, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "chat"):
         web.log("POST /a\n[error] forged", web.BadInputError("red \x1b[31m \r\n text"))
     assert ["POST /a [error] forged: BadInputError: red [31m text"] == caplog.messages
+
+
+@pytest.mark.parametrize(("status", "told"), [(502, 503), (503, 503), (504, 503), (500, 502)])
+def test_a_proxy_before_a_server_that_is_down(part, status: int, told: int) -> None:
+    """It answers in the server's place: for a person that is the same as nobody there."""
+    found = part("web").problem(ApiError("get_conversation failed", status=status))
+    assert (told, told == 503) == (found.status, found.message == DOWN)
 
 
 LAST = "document.querySelector('.answer:last-child')"
