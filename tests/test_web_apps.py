@@ -90,12 +90,12 @@ def opened(name, tmp_path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def alone(name) -> Iterator[subprocess.Popen[str]]:
+def alone(name, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Be the one command that the example's docstring has."""
     with subprocess.Popen(  # noqa: S603 - our own
         [sys.executable, "-W", "error", "-m", f"examples.{name}", "--port", "0"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -104,7 +104,8 @@ def alone(name) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_one_command_runs_it(alone) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_one_command_runs_it(alone, tmp_path: Path, end: signal.Signals) -> None:
     """With a dev server of its own; it says where it is and who can sign in, and Ctrl-C ends it."""
     assert alone.stdout is not None
     found = re.fullmatch(
@@ -117,8 +118,10 @@ def test_one_command_runs_it(alone) -> None:
     assert text_of(browser.post("/ask", {"question": QUESTION}).events())
     with browser.get("/static/chat.js") as script:
         assert script.headers["Content-Type"].startswith("text/javascript")
-    alone.send_signal(signal.SIGINT)
+    assert [*tmp_path.rglob("sessions.db")]
+    alone.send_signal(end)
     assert ("", "", 0) == (*alone.communicate(), alone.returncode)
+    assert [] == [*tmp_path.iterdir()], "tokens are left behind"
 
 
 def refused(*command: str, **variables: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import socketserver
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ def run(make: Callable[[], Any]) -> None:
     parser = argparse.ArgumentParser(description="A chat in the browser.")
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
     port = parser.parse_args().port
+    # As Ctrl-C: the folder of the sessions, in which tokens are, must not be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _settings() as who:
         application = make()
         try:
