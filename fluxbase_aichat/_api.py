@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _CHAT: Final = "/ai/ws"
 _API: Final = "/api/v1"
+_CONVERSATION: Final = "/ai/conversations/{}"
 # A server that is restarted is back in a second or two.
 _RETRIES: Final = 2
 _RETRY_DELAY: Final = 0.5
@@ -84,7 +85,7 @@ def read_conversation(conversation_id: str) -> Call[stored.StoredConversation]:
     return Call(
         name="get_conversation",
         method="GET",
-        path="/ai/conversations/{}",
+        path=_CONVERSATION,
         id=conversation_id,
         read=stored.read_conversation,
         again=True,
@@ -199,7 +200,9 @@ def _exchange(
         text = answer.body.decode("utf-8", "replace")
         shown = call.secret or token
         error = refusal(answer.status, answer.retry_after, text, settings, shown, call.name)
-        if isinstance(error, ApiError) and error.status == 500 and not _is_uuid(call.id):  # noqa: PLR2004
+        # Of conversations only: a chatbot's name is no UUID, and its 500 is a server that failed.
+        odd = call.path.startswith(_CONVERSATION) and not _is_uuid(call.id)
+        if isinstance(error, ApiError) and error.status == 500 and odd:  # noqa: PLR2004
             hint = "its id is no UUID; the server answers that as if it had failed"
             error = NotFoundError(*error.args, status=500, body=error.body, sent=True, hint=hint)
         raise error

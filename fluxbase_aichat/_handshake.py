@@ -261,7 +261,7 @@ def refusal(
     if status == 403:  # noqa: PLR2004
         return errors.PermissionDeniedError(message, sent=sent)
     if status == 429:  # noqa: PLR2004
-        return errors.RateLimitError(message, sent=sent, retry_after=after)
+        return errors.RateLimitError(message, sent=sent, retry_after=after, hint=come_back(after))
     details = {"status": status, "body": redact(body), "retry_after": after, "sent": sent}
     if code == "FEATURE_DISABLED":
         return errors.FeatureDisabledError(
@@ -275,6 +275,14 @@ def refusal(
         return HandshakeError(message, **details)
     kind = errors.NotFoundError if status == 404 else errors.ApiError  # noqa: PLR2004
     return kind(message, **details, code=code)
+
+
+def come_back(seconds: float | None) -> str:
+    """Say when to try again, as the hint of an error; `""` where the server has not said it."""
+    if not seconds:
+        return ""
+    whole = math.ceil(seconds)
+    return f"come back in {whole} s" if whole < 120 else f"come back in {-(-whole // 60)} minutes"  # noqa: PLR2004
 
 
 def _doubt(settings: Settings, token: str | None) -> str:

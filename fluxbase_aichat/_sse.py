@@ -20,7 +20,7 @@ from ._telling import code_of
 from ._value import Value
 from ._wire import ContentRun
 from .config import check_seconds
-from .errors import ConfigurationError, ConnectError, FluxbaseChatError
+from .errors import ConfigurationError, ConnectError, ConnectionLostError, FluxbaseChatError
 from .results import QueryResult, ToolOutput
 
 __all__ = ["SSE_HEADERS", "EventStream", "SSEOptions"]
@@ -161,8 +161,13 @@ class EventStream(Iterator[bytes]):
 
     def _failure(self, error: FluxbaseChatError) -> bytes:
         # The hint is for who writes the application, and where the server stands is nobody's.
-        unreachable = isinstance(error, ConnectError)
-        message = "the chat cannot be reached" if unreachable else str(error.args[0])
+        match error:
+            case ConnectError():
+                message = "the chat cannot be reached"
+            case ConnectionLostError():  # nor is how its connection has ended
+                message = "the connection to the chat was lost"
+            case _:
+                message = str(error.args[0])
         data = {
             "code": code_of(error),
             "message": self._hide(message),

@@ -16,6 +16,7 @@ from . import _plain
 from ._answer import Outcome, fresh
 from ._api import Call, endpoint_of, perform
 from ._deadline import Clock, Deadline
+from ._handshake import come_back
 from ._lifetime import calling, tell_of_forks
 from ._net import check_ssl_context
 from ._value import Value
@@ -405,4 +406,5 @@ def _still(until: float, error: FluxbaseChatError, now: float) -> FluxbaseChatEr
     error = fresh(error)
     if isinstance(error, RateLimitError):
         error.retry_after = until - now
+        error.hint = come_back(error.retry_after)
     return error

@@ -289,6 +289,17 @@ def test_a_limit_ends_it(files, code, kind) -> None:
     assert result.output.startswith("1 of 50 questions are answered; the same command")
 
 
+def test_a_429_tells_when_to_come_back(files) -> None:
+    """So a person knows when to run the command again."""
+    files.ask("say One")
+    with DevServer() as server:
+        server.faults.set(status=429, retry_after=900)
+        variables = {"FLUXBASE_URL": server.ws_url, "FLUXBASE_TOKEN": server.token()}
+        result = run(*files.arguments(), **variables)
+    assert 5 == result.returncode
+    assert "Hint: come back in 15 minutes\n" in result.stderr
+
+
 def test_a_full_disk(files, monkeypatch) -> None:
     """It is a line that names the file."""
 

@@ -259,6 +259,24 @@ def test_retry_after(value, expected, status) -> None:
     assert expected == refusal(status, value, "", ANONYMOUS, None).retry_after
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("0.2", "come back in 1 s"),
+        ("40", "come back in 40 s"),
+        ("119.5", "come back in 2 minutes"),
+        ("900", "come back in 15 minutes"),
+        ("901", "come back in 16 minutes"),
+        ("0", ""),
+        (None, ""),
+    ],
+)
+def test_too_many_requests_tell_when_to_come_back(value, hint) -> None:
+    """In the error's text too, which is all that a log or a terminal shows."""
+    for name in ("", "list_chatbots"):
+        assert hint == refusal(429, value, "", ANONYMOUS, None, name).hint
+
+
 def test_retry_after_of_a_date() -> None:
     """A date is counted from now."""
     value = email.utils.format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=100), True)

@@ -569,6 +569,19 @@ def test_an_odd_id_is_not_asked_for_again(pauses: Pauses) -> None:
         assert 4 == server.connections
 
 
+@pytest.mark.parametrize("call", ["lookup_chatbot", "get_chatbot", "get_usage"])
+def test_a_chatbot_of_a_server_that_fails(call, pauses: Pauses) -> None:
+    """A name is no UUID either: its 500 is told as a failure, asked again, and found by then."""
+    with RawServer(saying(head("500 Oops"))) as server:
+        with pytest.raises(ApiError, match=f"{call} failed: 500") as caught:
+            getattr(api(server), call)("support")
+        assert not isinstance(caught.value, NotFoundError)
+        assert (True, 3) == (caught.value.retryable, server.connections)
+    with RawServer(saying(head("500 Oops"), head("200 OK", b'{"name":"support"}'))) as server:
+        getattr(api(server), call)("support")
+        assert 2 == server.connections
+
+
 # -- the token ------------------------------------------------------------------------------
 
 

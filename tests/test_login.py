@@ -361,6 +361,7 @@ def test_too_many_tries(server: DevServer) -> None:
         with pytest.raises(RateLimitError, match="signing in failed: 429") as caught:
             login()
         assert (caught.value.retry_after, caught.value.sent) == (left, False)
+        assert f"come back in {left / 60:.0f} minutes" == caught.value.hint
     assert 11 == len(server.requests)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from browsers import CHROMIUM, Chromium, HttpBrowser
 from scripts.process import Script
 from servers import WAIT
 
-from fluxbase_aichat import ConnectTimeoutError
+from fluxbase_aichat import ApiError, ConnectTimeoutError
 from fluxbase_aichat.devserver import DevServer
 from fluxbase_aichat.devserver._auth import Auth, BadTokenError
 
@@ -89,12 +90,12 @@ def opened(name, tmp_path: Path) -> Iterator[Open]:
 
 
 @pytest.fixture
-def alone(name) -> Iterator[subprocess.Popen[str]]:
+def alone(name, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Be the one command that the example's docstring has."""
     with subprocess.Popen(  # noqa: S603 - our own
         [sys.executable, "-W", "error", "-m", f"examples.{name}", "--port", "0"],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -103,7 +104,8 @@ def alone(name) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_one_command_runs_it(alone) -> None:
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_one_command_runs_it(alone, tmp_path: Path, end: signal.Signals) -> None:
     """With a dev server of its own; it says where it is and who can sign in, and Ctrl-C ends it."""
     assert alone.stdout is not None
     found = re.fullmatch(
@@ -116,23 +118,55 @@ def test_one_command_runs_it(alone) -> None:
     assert text_of(browser.post("/ask", {"question": QUESTION}).events())
     with browser.get("/static/chat.js") as script:
         assert script.headers["Content-Type"].startswith("text/javascript")
-    alone.send_signal(signal.SIGINT)
+    assert [*tmp_path.rglob("sessions.db")]
+    alone.send_signal(end)
     assert ("", "", 0) == (*alone.communicate(), alone.returncode)
+    assert [] == [*tmp_path.iterdir()], "tokens are left behind"
+
+
+def refused(*command: str, **variables: str) -> str:
+    """Return the one line with which a command ends."""
+    ran = subprocess.run(  # noqa: S603 - our own
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (1, "", 1) == (ran.returncode, ran.stdout, ran.stderr.count("\n")), ran.stderr
+    return ran.stderr.strip()
 
 
 def test_missing_settings_are_named(name) -> None:
     """In one line, and with no traceback."""
     module = {"flask_app": "app import create_app; create_app()", "django_app": "wsgi import *"}
-    ran = subprocess.run(  # noqa: S603 - our own
-        [sys.executable, "-c", f"from examples.{name}.{module[name]}"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "CHAT_DATA": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    expected = "please set FLUXBASE_URL, CHAT_SECRET_KEY, CHAT_DATA\n"
-    assert (1, "", expected) == (ran.returncode, ran.stdout, ran.stderr)
+    told = refused("-c", f"from examples.{name}.{module[name]}", CHAT_DATA="")
+    assert "please set FLUXBASE_URL, CHAT_SECRET_KEY, CHAT_DATA" == told
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("CHAT_POOL_SIZE", "many", "CHAT_POOL_SIZE must be a number, not 'many'"),
+        ("CHAT_POOL_SIZE", "0", "size must be"),
+        ("FLUXBASE_URL", "example.com", "must begin with ws://"),
+        ("FLUXBASE_URL", "ws://192.0.2.1", "unencrypted"),
+    ],
+)
+def test_wrong_settings_are_told_at_the_start(name, variable, value, said) -> None:
+    """In one line too, and not at the first request."""
+    settings = {"FLUXBASE_URL": "ws://127.0.0.1:9", variable: value}
+    assert said in refused("-m", f"examples.{name}", "--port", "0", **settings)
+
+
+def test_a_port_that_is_taken_is_one_line(name) -> None:
+    """It says what else there is."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = refused("-m", f"examples.{name}", "--port", str(port))
+    assert told.startswith(f"cannot listen on port {port}: ")
+    assert "--port 0" in told
 
 
 def text_of(events) -> str:
@@ -495,6 +529,13 @@ def test_a_log_line_is_one_line(part, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "chat"):
         web.log("POST /a\n[error] forged", web.BadInputError("red \x1b[31m \r\n text"))
     assert ["POST /a [error] forged: BadInputError: red [31m text"] == caplog.messages
+
+
+@pytest.mark.parametrize(("status", "told"), [(502, 503), (503, 503), (504, 503), (500, 502)])
+def test_a_proxy_before_a_server_that_is_down(part, status: int, told: int) -> None:
+    """It answers in the server's place: for a person that is the same as nobody there."""
+    found = part("web").problem(ApiError("get_conversation failed", status=status))
+    assert (told, told == 503) == (found.status, found.message == DOWN)
 
 
 LAST = "document.querySelector('.answer:last-child')"

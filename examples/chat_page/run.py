@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import secrets
+import signal
 import socketserver
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,8 +34,14 @@ def run(make: Callable[[], Any]) -> None:
     parser = argparse.ArgumentParser(description="A chat in the browser.")
     parser.add_argument("--port", type=int, default=8000, help="0 picks a free one")
     port = parser.parse_args().port
+    # As Ctrl-C: the folder of the sessions, in which tokens are, must not be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _settings() as who:
-        web = simple_server.make_server("127.0.0.1", port, make(), _Threaded, _Quiet)
+        application = make()
+        try:
+            web = simple_server.make_server("127.0.0.1", port, application, _Threaded, _Quiet)
+        except (OSError, OverflowError) as error:
+            raise SystemExit(f"cannot listen on port {port}: {error}; --port 0 picks one") from None
         with web, contextlib.suppress(KeyboardInterrupt):
             print(f"http://127.0.0.1:{web.server_port}/{who}", flush=True)
             web.serve_forever(0.1)

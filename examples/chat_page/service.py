@@ -13,6 +13,7 @@ from typing import Any, Final, Self, TypeVar
 from fluxbase_aichat import (
     AuthenticationError,
     ChatPool,
+    ConfigurationError,
     ConversationSummary,
     FluxbaseAI,
     Limits,
@@ -52,15 +53,20 @@ class Service:
         self._chatbot = settings.chatbot
         self._seconds = settings.seconds
         self._sessions = Sessions(settings.data)
-        # Not tried again: a person waits, and can.
-        self._pool = ChatPool(
-            settings.url,
-            size=settings.pool_size,
-            acquire_timeout=settings.pool_seconds,
-            timeouts=Timeouts(connect=self._seconds, start=self._seconds, idle=_IDLE),
-            limits=_LIMITS,
-            reconnect_attempts=0,
-        )
+        try:
+            # Not tried again: a person waits, and can.
+            self._pool = ChatPool(
+                settings.url,
+                size=settings.pool_size,
+                acquire_timeout=settings.pool_seconds,
+                timeouts=Timeouts(connect=self._seconds, start=self._seconds, idle=_IDLE),
+                limits=_LIMITS,
+                reconnect_attempts=0,
+            )
+            # Or nobody could sign in: no password goes to another machine in the open.
+            PasswordLogin(settings.url, "-", "-")
+        except ConfigurationError as error:
+            raise SystemExit(f"FLUXBASE_URL or a CHAT_ variable is wrong: {error}") from None
 
     # -- sessions ---------------------------------------------------------------------------
 

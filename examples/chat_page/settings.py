@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 __all__ = ["Settings"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Settings:
 
     @classmethod
     def from_env(cls) -> Self:
-        """Read them; says which are missing, and ends the program."""
+        """Read them; says which are missing or wrong, and ends the program."""
         needed = ("FLUXBASE_URL", "CHAT_SECRET_KEY", "CHAT_DATA")
         missing = [name for name in needed if not os.environ.get(name)]
         if missing:
@@ -50,9 +53,17 @@ class Settings:
             secret_key=os.environ["CHAT_SECRET_KEY"],
             data=data,
             chatbot=os.environ.get("CHAT_BOT", "keeper"),
-            pool_size=int(os.environ.get("CHAT_POOL_SIZE", "8")),
-            pool_seconds=float(os.environ.get("CHAT_POOL_SECONDS", "5")),
-            seconds=float(os.environ.get("CHAT_SECONDS", "8")),
+            pool_size=_number("CHAT_POOL_SIZE", "8", int),
+            pool_seconds=_number("CHAT_POOL_SECONDS", "5", float),
+            seconds=_number("CHAT_SECONDS", "8", float),
             hosts=os.environ.get("CHAT_HOSTS", "localhost,127.0.0.1").split(","),
             https=os.environ.get("CHAT_HTTPS") == "1",
         )
+
+
+def _number(name: str, default: str, read: Callable[[str], T]) -> T:
+    text = os.environ.get(name, default)
+    try:
+        return read(text)
+    except ValueError:
+        raise SystemExit(f"{name} must be a number, not {text!r}") from None

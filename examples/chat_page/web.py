@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from fluxbase_aichat import (
+    ApiError,
     AuthenticationError,
     ConfigurationError,
     ConnectError,
@@ -44,6 +45,7 @@ CONTENT_POLICY: Final = (
 """Were a text of the server inserted as HTML by mistake, the browser would refuse to."""
 
 _LONGEST: Final = 4000
+_DOWN: Final = "The chat server cannot be reached. Please try again later."
 logger: Final = logging.getLogger("chat")
 
 
@@ -95,7 +97,9 @@ def problem(error: Exception) -> Problem:
         case FeatureDisabledError():
             return Problem(503, "The chat is switched off.")
         case ConnectError() | ConnectionLostError() | TimeoutError():
-            return Problem(503, "The chat server cannot be reached. Please try again later.", 5)
+            return Problem(503, _DOWN, 5)
+        case ApiError(status=502 | 503 | 504):  # a proxy says so of a server that is down
+            return Problem(503, _DOWN, 5)
     return Problem(502, "The chat server could not answer that.")
 
 
