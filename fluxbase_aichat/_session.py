@@ -392,7 +392,14 @@ class Session:
             self._conversations.forget()
             if good and connection is not None:
                 connection.forget()
+                # Lost while nobody has it, it is not replaced: its token may be an old one by then.
+                self._recovering = False
             return good
+
+    def lent(self) -> None:
+        """Have a connection that was forgotten replaced again when it gets lost."""
+        with self._effects, self._lock:
+            self._recovering = self._state == "connected"
 
     def retired(self, why: str) -> Session:
         """Return what its handles get in its place when they may begin nothing more."""

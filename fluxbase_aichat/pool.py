@@ -490,6 +490,7 @@ class _LentChat(FluxbaseAIChat):
     def __init__(self, place: _Place) -> None:  # it has a connection already
         assert place.client is not None  # noqa: S101 - furnished before
         self._lender = place.client
+        self._lender._session.lent()  # noqa: SLF001 - its own class
         self._lease = self._loan = Loan(self._lender._lease)  # noqa: SLF001 - its own class
         # A second `with` inside the pool's would disconnect it.
         self._entered = True
