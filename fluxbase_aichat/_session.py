@@ -251,16 +251,23 @@ class Session:
         with self._effects, self._lock:
             self._cancel(entry)
 
-    def give_up(self, entry: Entry) -> None:
+    def give_up(self, entry: Entry, seconds: float | None = None) -> None:
         """End a call whose own time is up; what comes late for it reaches nobody else."""
         with self._effects, self._lock:
             error: FluxbaseChatError
+            within = "in time" if seconds is None else f"within {seconds:g} s"
             if entry.sent is not False and entry.answer is not None:
-                error = ChatTimeoutError("the answer was not whole in time", phase="turn")
-            elif self._state == "connected":
-                error = ChatTimeoutError("the conversation was not started in time", phase="start")
+                error = ChatTimeoutError(f"the answer was not whole {within}", phase="turn")
+            elif self._state != "connected":
+                error = ConnectTimeoutError(f"there was no connection {within}")
+            elif entry in self._queue:
+                error = ChatTimeoutError(
+                    f"nothing was sent {within}: what was asked before is unanswered", phase="start"
+                )
             else:
-                error = ConnectTimeoutError("there was no connection in time")
+                error = ChatTimeoutError(
+                    f"the conversation was not started {within}", phase="start"
+                )
             self._end(entry, error)
 
     def use_token(self, token: Any) -> None:
