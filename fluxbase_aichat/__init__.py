@@ -41,7 +41,7 @@ from .errors import (
     TurnLimitError,
 )
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
-from .turn import Conversation, Turn
+from .turn import Conversation, PageContext, Turn
 
 if _typing.TYPE_CHECKING:
     __version__: str
@@ -125,6 +125,7 @@ __all__ = [
     "NoTableError",
     "NotConnectedError",
     "NotFoundError",
+    "PageContext",
     "PasswordLogin",
     "PermissionDeniedError",
     "PoolStats",
