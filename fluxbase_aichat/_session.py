@@ -594,6 +594,11 @@ class Session:
 
     # -- Sink: the I/O threads --------------------------------------------------------------
 
+    def settle(self) -> None:
+        """See `_put_off`: an idle connection may not come here for another reason for long."""
+        with self._effects:
+            pass
+
     def opened(self, connection: Connection) -> None:
         """Go on with the queue."""
         with self._effects, self._lock:
