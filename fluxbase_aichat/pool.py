@@ -349,6 +349,7 @@ class ChatPool:
     def _allot(self, person: _Person) -> _Place | None:
         """Return a place for a person, `None` if all are lent; the lock must be held."""
         evicted: _Place | None = None
+        found: _Place | None = None
         for place in self._idle[::-1]:
             if place.person.user != person.user:
                 continue
@@ -357,10 +358,12 @@ class ChatPool:
                 place.expires = -math.inf
                 self._alarm[0].set()
                 evicted = place
-                continue
-            self._idle.remove(place)
+            else:
+                found = found or place
+        if found is not None:
+            self._idle.remove(found)
             self._reused += 1
-            return self._lent(_Place(person=person, client=place.client))
+            return self._lent(_Place(person=person, client=found.client))
         count = len(self._idle) + len(self._busy) + self._closing
         if evicted is None and count >= self._size:
             if not self._idle:

@@ -143,6 +143,18 @@ def test_of_several_old_ones_none_is_kept(server) -> None:
             server.join(2)
 
 
+def test_an_old_one_is_closed_also_where_a_new_one_is_idle_already(server) -> None:
+    """Also the one that came back first, which a search for the newest does not meet."""
+    with ChatPool(server.url) as pool:
+        with pool.chat(user=1, token="new") as new:
+            new.connect()
+            with pool.chat(user=1, token="old") as old:
+                old.connect()
+        with pool.chat(user=1, token="new"):
+            server.join(2)
+        assert 1 == pool.stats().reused
+
+
 def test_other_credentials_are_another_connection(server) -> None:
     """A service key, or whom it acts as, is as much a part of it as a token is."""
     with ChatPool(server.url) as pool:
