@@ -41,7 +41,7 @@ from .errors import (
     TurnLimitError,
 )
 from .results import Interval, QueryResult, Reply, ToolOutput, Usage
-from .turn import Conversation, Turn
+from .turn import Conversation, PageContext, Turn
 
 if _typing.TYPE_CHECKING:
     __version__: str
@@ -83,7 +83,11 @@ else:  # a type checker that saw these would take any name for one of ours
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
-            return _importlib.import_module("importlib.metadata").version("fluxbase-aichat")
+            metadata = _importlib.import_module("importlib.metadata")
+            try:
+                return metadata.version("fluxbase-aichat")
+            except metadata.PackageNotFoundError:  # help() asks whether there is one
+                raise AttributeError("__version__: the package is not installed") from None
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = _importlib.import_module(f".{_LATER[name]}", __name__)
@@ -125,6 +129,7 @@ __all__ = [
     "NoTableError",
     "NotConnectedError",
     "NotFoundError",
+    "PageContext",
     "PasswordLogin",
     "PermissionDeniedError",
     "PoolStats",

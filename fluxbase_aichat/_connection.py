@@ -60,6 +60,9 @@ class Sink(Protocol):
     def expired(self, connection: Connection, request: Request, phase: Due) -> None:
         """Take a request on the wire that has used up its time."""
 
+    def settle(self) -> None:
+        """Do what was put off while this thread held the connection's lock."""
+
     def paused(self) -> bool:
         """Say whether nothing may be read for now; `Connection.wake` says that it changed."""
 
@@ -279,15 +282,15 @@ class Connection:
 
     def _talk(self, transport: Transport) -> FluxbaseChatError:
         """Read and write until the stream ends; return why it did."""
-        settings = self._settings
-        decoder = Decoder(exact_numbers=settings.exact_numbers)
-        watch = Watch(self._clock(), drain=settings.timeouts.idle)
+        decoder = Decoder(exact_numbers=self._settings.exact_numbers)
+        watch = Watch(self._clock(), drain=self._settings.timeouts.idle)
         heard = (0, 0)
         while True:
             with self._lock:
                 outgoing, self._outgoing = self._outgoing, []
                 closing, aborted = self._closing, self._aborted
                 draining = self._protocol.cancelling
+            self._sink.settle()
             self._write(transport, outgoing)
             if aborted:
                 transport.flush()  # a cancel just before the script's end reaches the server

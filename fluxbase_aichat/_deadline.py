@@ -5,6 +5,7 @@ Threads are started and waited for here as well: Ctrl-C may come at any moment o
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,10 +61,11 @@ class Deadline:
 
 def start(thread: threading.Thread) -> None:
     """Start a thread; raise `ConnectError` where there can be none."""
+    before = sys.exception()  # a Ctrl-C that the caller is handling is over
     try:
         thread.start()
     except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
+        if isinstance(error.__context__, KeyboardInterrupt) and error.__context__ is not before:
             # It came while `threading` waited for the thread to begin, and a lock of its own that
             # was not taken again yet made another error of it. The thread runs.
             raise error.__context__ from None

@@ -290,7 +290,10 @@ def _doubt(settings: Settings, token: str | None) -> str:
     if settings.service_key is not None:
         return "is the service key right, and of this server?"
     if token is None:
-        return "this server wants to know who is asking: pass token="
+        return (
+            "this server wants to know who is asking: pass token=, or set FLUXBASE_TOKEN for "
+            "from_env()"
+        )
     expired = _expired_at(token)
     if expired is not None:
         return f"the token expired at {time.strftime('%Y-%m-%d %H:%M:%S', expired)} UTC"

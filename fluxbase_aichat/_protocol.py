@@ -277,7 +277,9 @@ _ERRORS: dict[str, type[FluxbaseChatError]] = {
 }
 
 _HINTS: dict[str, str] = {
-    "AUTH_REQUIRED": "this chatbot needs a signed-in user: pass token=",
+    "AUTH_REQUIRED": (
+        "this chatbot needs a signed-in user: pass token=, or set FLUXBASE_TOKEN for from_env()"
+    ),
     "CHATBOT_NOT_FOUND": "check the chatbot's name and namespace",
     "TURN_LIMIT": "start a new conversation",
     "USER_NOT_FOUND": "check impersonate_user_id",

@@ -251,16 +251,23 @@ class Session:
         with self._effects, self._lock:
             self._cancel(entry)
 
-    def give_up(self, entry: Entry) -> None:
+    def give_up(self, entry: Entry, seconds: float | None = None) -> None:
         """End a call whose own time is up; what comes late for it reaches nobody else."""
         with self._effects, self._lock:
             error: FluxbaseChatError
+            within = "in time" if seconds is None else f"within {seconds:g} s"
             if entry.sent is not False and entry.answer is not None:
-                error = ChatTimeoutError("the answer was not whole in time", phase="turn")
-            elif self._state == "connected":
-                error = ChatTimeoutError("the conversation was not started in time", phase="start")
+                error = ChatTimeoutError(f"the answer was not whole {within}", phase="turn")
+            elif self._state != "connected":
+                error = ConnectTimeoutError(f"there was no connection {within}")
+            elif entry in self._queue:
+                error = ChatTimeoutError(
+                    f"nothing was sent {within}: what was asked before is unanswered", phase="start"
+                )
             else:
-                error = ConnectTimeoutError("there was no connection in time")
+                error = ChatTimeoutError(
+                    f"the conversation was not started {within}", phase="start"
+                )
             self._end(entry, error)
 
     def use_token(self, token: Any) -> None:
@@ -392,7 +399,14 @@ class Session:
             self._conversations.forget()
             if good and connection is not None:
                 connection.forget()
+                # Lost while nobody has it, it is not replaced: its token may be an old one by then.
+                self._recovering = False
             return good
+
+    def lent(self) -> None:
+        """Have a connection that was forgotten replaced again when it gets lost."""
+        with self._effects, self._lock:
+            self._recovering = self._state == "connected"
 
     def retired(self, why: str) -> Session:
         """Return what its handles get in its place when they may begin nothing more."""
@@ -579,6 +593,11 @@ class Session:
             connection.abandon()  # it came to be while the others ended
 
     # -- Sink: the I/O threads --------------------------------------------------------------
+
+    def settle(self) -> None:
+        """See `_put_off`: an idle connection may not come here for another reason for long."""
+        with self._effects:
+            pass
 
     def opened(self, connection: Connection) -> None:
         """Go on with the queue."""

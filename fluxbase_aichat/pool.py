@@ -265,7 +265,7 @@ class ChatPool:
 
         Raises:
             ConfigurationError: an argument is wrong.
-            LocalProtocolError: the content cannot be written.
+            LocalProtocolError: the content is empty or cannot be written.
             PoolTimeoutError: all connections stayed busy.
             NotConnectedError: the pool was closed.
 
@@ -349,6 +349,7 @@ class ChatPool:
     def _allot(self, person: _Person) -> _Place | None:
         """Return a place for a person, `None` if all are lent; the lock must be held."""
         evicted: _Place | None = None
+        found: _Place | None = None
         for place in self._idle[::-1]:
             if place.person.user != person.user:
                 continue
@@ -357,10 +358,12 @@ class ChatPool:
                 place.expires = -math.inf
                 self._alarm[0].set()
                 evicted = place
-                continue
-            self._idle.remove(place)
+            else:
+                found = found or place
+        if found is not None:
+            self._idle.remove(found)
             self._reused += 1
-            return self._lent(_Place(person=person, client=place.client))
+            return self._lent(_Place(person=person, client=found.client))
         count = len(self._idle) + len(self._busy) + self._closing
         if evicted is None and count >= self._size:
             if not self._idle:
@@ -490,6 +493,7 @@ class _LentChat(FluxbaseAIChat):
     def __init__(self, place: _Place) -> None:  # it has a connection already
         assert place.client is not None  # noqa: S101 - furnished before
         self._lender = place.client
+        self._lender._session.lent()  # noqa: SLF001 - its own class
         self._lease = self._loan = Loan(self._lender._lease)  # noqa: SLF001 - its own class
         # A second `with` inside the pool's would disconnect it.
         self._entered = True

@@ -147,11 +147,14 @@ class Turn:
             )
         return self._reply(deadline)
 
-    def _result_by(self, deadline: Deadline) -> Reply:
-        """Return the whole answer; at the deadline end the turn, as a cancel does."""
+    def _result_by(self, deadline: Deadline, seconds: float | None) -> Reply:
+        """Return the whole answer; at the deadline end the turn, as a cancel does.
+
+        The call was given so many `seconds`.
+        """
         with self._waiting():
             if not self._answer.ended.wait(deadline.remaining()):
-                self._session.give_up(self._entry)
+                self._session.give_up(self._entry, seconds)
         if not self.done:
             return self.result()
         return self._reply(deadline)
@@ -562,7 +565,7 @@ def start(
         with session.blocking():
             started = outcome.wait(seconds)
         if not started:
-            session.give_up(entry)
+            session.give_up(entry, seconds)
     except KeyboardInterrupt:
         session.cancel_entry(entry)
         raise
@@ -635,7 +638,7 @@ def ask(
     deadline = Deadline(seconds, lease.session.clock)
     turn = send(lease, record, content, page_context, "queue", timeout)
     try:
-        return turn._result_by(deadline)  # noqa: SLF001 - of this module's own class
+        return turn._result_by(deadline, seconds)  # noqa: SLF001 - of this module's own class
     except KeyboardInterrupt:
         turn.cancel()  # it may have come before the waiting
         raise

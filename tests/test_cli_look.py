@@ -139,6 +139,7 @@ def test_history_of_what_is_not_there(server) -> None:
     ran = run("history", FLUXBASE_URL=server.url)
     assert 4 == ran.returncode
     assert "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`" in ran.stderr
+    assert "from_env" not in ran.stderr
 
 
 @pytest.mark.parametrize("command", ["bots", "history"])

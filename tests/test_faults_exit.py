@@ -11,7 +11,7 @@ import pytest
 from scripts.process import INTERRUPTED, Script, find_python
 from servers import WAIT, Gate, Peer, RawServer, content, done
 
-from fluxbase_aichat import FluxbaseAIChat
+from fluxbase_aichat import ConnectError, FluxbaseAIChat
 from fluxbase_aichat._deadline import SLICE, Deadline
 from fluxbase_aichat._dispatch import Post
 from fluxbase_aichat.devserver import DevServer
@@ -216,6 +216,25 @@ def test_x06_ctrl_c_while_a_thread_begins(monkeypatch) -> None:
             with pytest.raises(KeyboardInterrupt):
                 chat.ask("support", "Hi")
         assert ["callbacks", "io"] == [name.split("-")[2] for name in interrupted]
+        assert "You said: Hi" == chat.ask("support", "Hi").text
+        chat.disconnect()
+
+
+def test_x06_no_thread_can_be_started_while_ctrl_c_is_handled(monkeypatch) -> None:
+    """A call in an `except KeyboardInterrupt` says so, too: that Ctrl-C was another one."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with RawServer(Peer.serve) as server:
+        chat = FluxbaseAIChat(server.url, on_content=len)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            try:
+                raise KeyboardInterrupt  # noqa: TRY301 - as one that has come before
+            except KeyboardInterrupt:
+                with pytest.raises(ConnectError, match="can't start new thread"):
+                    chat.ask("support", "Hi")
         assert "You said: Hi" == chat.ask("support", "Hi").text
         chat.disconnect()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -805,6 +806,63 @@ def test_c04_loss_with_a_queue_and_no_connection_in_time() -> None:
     # The start that was given up is not written, the patient message is, with its start.
     assert ["start_chat", "message"] == [m["type"] for n, m in server.received if n == 2]
     assert ["lost", "patient"] == [m["content"] for _, m in server.received if "content" in m]
+
+
+# -- a call's own time ----------------------------------------------------------------------
+
+
+def late(call: Callable[[], object]) -> str:
+    """Return what a call says whose time is up."""
+    with pytest.raises((ChatTimeoutError, ConnectTimeoutError)) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_no_connection_within_the_seconds_of_a_call() -> None:
+    """The error says how many there were."""
+
+    def script(peer: Peer) -> None:
+        peer.read_request()
+        peer.until_closed()
+
+    with RawServer(script) as server:
+        chat = FluxbaseAIChat(server.url)
+        assert "there was no connection within 0.05 s" == late(
+            lambda: chat.ask("support", "Hi", timeout=0.05)
+        )
+        chat.disconnect()
+
+
+def test_no_answer_within_the_seconds_of_a_call() -> None:
+    """The error says how many there were, and what the call has waited for."""
+    asked, begun = Gate(), Gate()
+
+    def first(peer: Peer) -> None:
+        peer.accept()
+        peer.start(CID)
+        peer.message()
+        asked.open()
+        peer.until_closed()
+
+    def second(peer: Peer) -> None:
+        peer.accept()
+        peer.recv_json()
+        begun.open()
+        peer.until_closed()
+
+    with RawServer(first, second) as server, FluxbaseAIChat(server.url) as chat:
+        give_up = chat._session.give_up
+        turn = chat.conversation("support").send("Hi")
+        asked.wait()
+        queued = "nothing was sent within 0.05 s: what was asked before is unanswered"
+        assert queued == late(lambda: chat.ask("support", "Hi", timeout=0.05))
+        assert queued == late(lambda: chat.start_chat("support", timeout=0.05))
+        give_up(turn._entry, 7.5)
+        assert "the answer was not whole within 7.5 s" == late(turn.result)
+        turn = chat.conversation("support").send("Hi")
+        begun.wait()
+        give_up(turn._entry, 7.5)
+        assert "the conversation was not started within 7.5 s" == late(turn.result)
 
 
 # -- C12, C13, C14 --------------------------------------------------------------------------

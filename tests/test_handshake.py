@@ -391,7 +391,7 @@ def test_token_that_does_not_say(token) -> None:
 
 def test_other_credentials() -> None:
     """The question fits what was sent."""
-    assert "pass token=" in refused(None)
+    assert "pass token=, or set FLUXBASE_TOKEN for from_env()" in refused(None)
     assert "is the service key right" in refused(None, service_key="k3y-of-the-service")
 
 

@@ -148,6 +148,17 @@ def test_the_version_is_that_of_the_package():
     assert importlib.metadata.version("fluxbase-aichat") == fluxbase_aichat.__version__
 
 
+def test_no_version_where_it_is_not_installed(monkeypatch):
+    """Of a copy of the sources there is none to tell, and `help()` works all the same."""
+
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert not hasattr(fluxbase_aichat, "__version__")
+    assert "FluxbaseAIChat" in pydoc.render_doc(fluxbase_aichat)
+
+
 def test_a_name_that_is_not_there():
     """It is an AttributeError, as of any module; and an ImportError by `from ... import`."""
     with pytest.raises(AttributeError, match="'fluxbase_aichat' has no attribute 'ChatPol'"):

@@ -226,6 +226,29 @@ def test_x09_collected_in_the_middle_of_its_own_work(says, lock, monkeypatch) ->
         gc.enable()
 
 
+def test_x09_collected_while_nothing_comes(monkeypatch) -> None:
+    """What a `__del__` asks for on an idle connection's own thread waits for no message."""
+    finalized = Gate()
+    cancelling = ChatProtocol.cancelling.fget
+
+    def collecting(protocol: ChatProtocol) -> bool:
+        # The I/O thread asks for this under its connection's lock.
+        inside = threading.current_thread().name.startswith("fluxbase-aichat-io")
+        if inside and not finalized.is_open:
+            finalized.open()
+            chat.disconnect()
+        return cancelling(protocol)
+
+    with RawServer(serve) as server:
+        chat = FluxbaseAIChat(server.url)
+        chat.start_chat("support")
+        monkeypatch.setattr(ChatProtocol, "cancelling", property(collecting))
+        chat._session._current.wake()
+        server.join()
+        assert finalized.is_open
+        assert "disconnected" == chat.state
+
+
 @pytest.mark.parametrize("kind", ["turn", "conversation"])
 def test_a_handle_keeps_its_client_alive(kind) -> None:
     """Who holds a turn or a conversation needs not hold the client as well."""

@@ -143,6 +143,18 @@ def test_of_several_old_ones_none_is_kept(server) -> None:
             server.join(2)
 
 
+def test_an_old_one_is_closed_also_where_a_new_one_is_idle_already(server) -> None:
+    """Also the one that came back first, which a search for the newest does not meet."""
+    with ChatPool(server.url) as pool:
+        with pool.chat(user=1, token="new") as new:
+            new.connect()
+            with pool.chat(user=1, token="old") as old:
+                old.connect()
+        with pool.chat(user=1, token="new"):
+            server.join(2)
+        assert 1 == pool.stats().reused
+
+
 def test_other_credentials_are_another_connection(server) -> None:
     """A service key, or whom it acts as, is as much a part of it as a token is."""
     with ChatPool(server.url) as pool:
@@ -445,6 +457,36 @@ def test_a_broken_connection_is_replaced() -> None:
             assert "hi" == chat.ask("support", "say hi").text
             assert chat._lender is not client
         assert (0, 1) == (pool.stats().reused, pool.stats().idle)
+
+
+def test_a_connection_lost_while_idle_is_not_opened_again(server) -> None:
+    """Its token may be an old one by then: the next lease has its own, and with it a new one."""
+    with ChatPool(server.url) as pool:
+        with pool.chat(user=1, token="old") as chat:
+            chat.connect()
+            session = chat._session
+        lost = Gate("loss")
+        spy(session, "ended", lost.open)
+        server.peer().socket.shutdown(socket.SHUT_RDWR)
+        lost.wait()
+        assert ("lost", []) == (session.state, session._connections())
+        assert "Bearer new: Hi" == ask(pool, 1, "new")
+        assert ["Bearer old", "Bearer new"] == [
+            server.peer(number + 1).headers["authorization"] for number in range(server.connections)
+        ]
+
+
+def test_a_connection_lost_while_it_is_lent_is_opened_again(server) -> None:
+    """Also one that was lent before."""
+    with ChatPool(server.url, reconnect_delay=0) as pool:
+        ask(pool, 1, "t")
+        back = Gate("connection")
+        with pool.chat(user=1, token="t") as chat:
+            spy(chat._session, "opened", back.open)
+            server.peer().socket.shutdown(socket.SHUT_RDWR)
+            back.wait()
+            assert "Bearer t: Hi" == chat.ask("support", "Hi").text
+        assert (2, 1) == (server.connections, pool.stats().reused)
 
 
 @pytest.mark.parametrize(

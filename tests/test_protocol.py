@@ -583,6 +583,12 @@ def test_error_codes(code: str, expected: type[FluxbaseChatError], retryable: bo
     assert made is not error_of(event)
 
 
+def test_who_is_not_signed_in_hears_both_ways() -> None:
+    """A client has its token from a parameter, or from the environment."""
+    made = error_of(events.ErrorEvent(error="Sorry", code="AUTH_REQUIRED"))
+    assert made.hint.endswith("pass token=, or set FLUXBASE_TOKEN for from_env()")
+
+
 def test_error_of_what_cannot_be_read() -> None:
     """It is the server's mistake, and says what was wrong."""
     made = error_of(MALFORMED)

@@ -46,7 +46,9 @@ _CODES: Final = (
 
 # What the library says is for those who write Python.
 _OPTIONS: Final = {
-    "pass token=": "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`",
+    "pass token=, or set FLUXBASE_TOKEN for from_env()": (
+        "set FLUXBASE_TOKEN, or sign in with `fluxbase-aichat login`"
+    ),
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
     "any more: sign in again": "any more: `fluxbase-aichat login` signs in again",
     "the new one is usable under its own id": "without --continue and --cid it is a new one",
