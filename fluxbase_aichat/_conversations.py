@@ -44,7 +44,8 @@ class Conversations:
 
     def get(self, conversation_id: str) -> Record | None:
         """Return a conversation that was started."""
-        return self._by_id.get(conversation_id)
+        known = isinstance(conversation_id, str)  # what cannot be hashed is no id either
+        return self._by_id.get(conversation_id) if known else None
 
     # -- whom the client acts as (promise 7) ------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -34,8 +35,12 @@ _stderr: list[int] = []
 
 
 def pytest_configure() -> None:
-    """Keep the real stderr: while a test runs, pytest has taken the descriptor away."""
+    """Keep the real stderr: while a test runs, pytest has taken the descriptor away.
+
+    A shell's job in the background ignores Ctrl-C, and so would the processes of the tests.
+    """
     _stderr.append(os.dup(2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:

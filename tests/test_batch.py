@@ -26,6 +26,7 @@ from fluxbase_aichat import (
 from fluxbase_aichat.cli import batch as module
 from fluxbase_aichat.cli._app import app
 from fluxbase_aichat.devserver import DevServer
+from fluxbase_aichat.testing import FakeServer
 
 
 class Files:
@@ -298,6 +299,18 @@ def test_a_429_tells_when_to_come_back(files) -> None:
         result = run(*files.arguments(), **variables)
     assert 5 == result.returncode
     assert "Hint: come back in 15 minutes\n" in result.stderr
+
+
+def test_a_lost_connection_is_told_in_the_words_of_the_command(files) -> None:
+    """A file of answers has no `error.turn`."""
+    files.ask("hello")
+    with FakeServer() as server:
+        server.on("support").say("Hi").drop()
+        files.run(server.url, "t", chatbot="support")
+    (line,) = files.lines
+    assert "Hi" == line["error"]["partial_text"]
+    told = line["error"]["message"]
+    assert told.endswith("(the message was sent; `fluxbase-aichat history` may show its answer)")
 
 
 def test_a_full_disk(files, monkeypatch) -> None:

@@ -134,7 +134,7 @@ def test_answers_are_in_order_whole_and_from_both_processes(batch: Batch) -> Non
     batch.gate.open()
     assert (0, "", "5 are answered, 0 failed.") == told(command)
     one, two, users, types, row = batch.lines
-    assert [("first", "One"), (None, "Two"), (3, "Let me count.There are **30** users.")] == [
+    assert [("first", "One"), (None, "Two"), (3, "Let me count.\n\nThere are **30** users.")] == [
         (line["id"], line["text"]) for line in (one, two, users)
     ]
     assert [None, None, [{"count": 30}]] == [line["rows"] for line in (one, two, users)]
@@ -285,6 +285,9 @@ def test_an_interrupted_command_goes_on(batch: Batch) -> None:
     assert ["ready", "SUCCESS", "SUCCESS", "SUCCESS"] == [worker.line() for _ in range(4)]
     with batch.answers.open("ab") as file:
         file.write(b'{"id": null, "quest')  # torn off by a full disk
+    other = batch.collect(*questions, options=("--chatbot", "other"))
+    begun = f"{batch.answers} was begun with the chatbot sql-assistant; nothing was changed"
+    assert (1, "", begun) == told(other)
     assert (1, "", "2 are answered, 1 failed.") == told(batch.collect(*questions))
     assert [None, "Two", "Three"] == [line["text"] for line in batch.lines]
     assert dict.fromkeys(questions, 1) == batch.asked

@@ -207,13 +207,14 @@ def test_bad_names(name, nobody_calls):
             chat.start_chat("bot", impersonate_user_id=name)
 
 
-def test_an_unknown_conversation(nobody_calls):
+@pytest.mark.parametrize("name", ["never-started", None, ["no id"]])
+def test_an_unknown_conversation(name, nobody_calls):
     """A conversation that this client never started is refused by name; asking about it is fine."""
     chat = FluxbaseAIChat(URL)
     with pytest.raises(LocalProtocolError, match="conversation_id"):
-        chat.send_message("never-started", "hello")
-    assert chat.get_accumulated_content("never-started") == ""
-    chat.cancel("never-started")
+        chat.send_message(name, "hello")
+    assert chat.get_accumulated_content(name) == ""
+    chat.cancel(name)
 
 
 @pytest.mark.parametrize("timeout", [-1, "5", True, float("nan")])

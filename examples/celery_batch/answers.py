@@ -140,7 +140,7 @@ def write_answer(question: Question, answer: Answer) -> bytes:
     if isinstance(answer, Failure):
         line["error"] = asdict(answer)
     else:
-        line["text"] = answer.text
+        line["text"] = "\n\n".join(answer.segments)
         line["rows"] = _rows(answer)
         line["usage"] = answer.to_dict()["usage"]
     return json.dumps(line, default=str).encode() + b"\n"

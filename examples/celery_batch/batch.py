@@ -42,7 +42,7 @@ def run(questions: Path, output: Path, *, chatbot: str, patience: float) -> bool
     """
     asked = read_questions(questions)
     _check_broker()
-    with _one_line(), _run_id(output) as run_id, output.open("ab") as file:
+    with _one_line(), _run_id(output, chatbot) as run_id, output.open("ab") as file:
         done = read_answered(output)
         todo = asked[len(done.questions) :]
         if asked != [*done.questions, *todo]:
@@ -97,7 +97,7 @@ def _one_line() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _run_id(output: Path) -> Iterator[uuid.UUID]:
+def _run_id(output: Path, chatbot: str) -> Iterator[uuid.UUID]:
     """Give the id of a new run or of the one that was interrupted; forget it at a good end."""
     path = output.with_name(f"{output.name}.run")
     if output.exists() and not path.exists():
@@ -108,11 +108,13 @@ def _run_id(output: Path) -> Iterator[uuid.UUID]:
         except BlockingIOError:
             raise SystemExit(f"another process collects {output}") from None
         file.seek(0)
-        text = file.read()
+        text, _, asked = file.read().partition(" ")
         if not text:
-            text = str(uuid.uuid4())
-            file.write(text)
+            text, asked = str(uuid.uuid4()), chatbot
+            file.write(f"{text} {asked}")
             file.flush()  # before the first question is sent
+        if asked != chatbot:
+            raise SystemExit(f"{output} was begun with the chatbot {asked}; nothing was changed")
         yield uuid.UUID(text)
         path.unlink()
 

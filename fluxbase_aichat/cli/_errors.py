@@ -31,6 +31,7 @@ __all__ = [
     "message_of",
     "nearest",
     "show_error",
+    "text_of",
 ]
 
 INTERRUPTED: Final = 130
@@ -51,6 +52,7 @@ _OPTIONS: Final = {
     ),
     "pass ssl_context=ssl.create_default_context(cafile=...)": "use --ca-file",
     "any more: sign in again": "any more: `fluxbase-aichat login` signs in again",
+    "error.turn.recover() may help": "`fluxbase-aichat history` may show its answer",
     "the new one is usable under its own id": "without --continue and --cid it is a new one",
     "namespace=": "--namespace",
     "allow_insecure=True": "--allow-insecure",
@@ -72,6 +74,11 @@ def message_of(error: FluxbaseChatError) -> str:
 def hint_of(error: FluxbaseChatError) -> str:
     """Return what to do about it, in the words of the command line."""
     return _said(error.hint)
+
+
+def text_of(error: FluxbaseChatError) -> str:
+    """Return both, for a file."""
+    return _said(str(error))
 
 
 def advice_of(error: FluxbaseChatError) -> str:

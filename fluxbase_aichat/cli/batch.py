@@ -25,6 +25,7 @@ from fluxbase_aichat.config import check_name
 from fluxbase_aichat.errors import ConfigurationError, FluxbaseChatError, QuotaError, RateLimitError
 from fluxbase_aichat.results import Reply
 
+from ._errors import text_of
 from ._files import lock
 from ._server import Server, chatbot_argument, namespace_option, server_options
 
@@ -283,7 +284,7 @@ def _write(file: IO[bytes], question: _Question, answer: Answered) -> None:
     else:
         line["error"] = {
             "type": type(answer).__name__,
-            "message": str(answer),
+            "message": text_of(answer),
             "code": answer.code,
             "retryable": answer.retryable,
             "partial_text": answer.partial_text,
