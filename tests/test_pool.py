@@ -21,7 +21,6 @@ from servers import CLOSE, WAIT, Gate, Peer, RawServer, content, done, refusing_
 
 from fluxbase_aichat import (
     ChatPool,
-    ChatTimeoutError,
     ConfigurationError,
     ConnectError,
     ConversationNotResumedError,
@@ -496,6 +495,9 @@ def test_what_is_no_good_is_not_lent_again(how) -> None:
     """A connection that was closed, never opened, or that still owes an answer."""
     go_on = Gate()
 
+    def ctrl_c(*_: object) -> None:
+        raise KeyboardInterrupt
+
     def script(peer: Peer) -> None:
         peer.accept()
         if peer.number == 1 and how == "start given up":
@@ -522,8 +524,9 @@ def test_what_is_no_good_is_not_lent_again(how) -> None:
                         assert "You said: Hi" == chat.ask("support", "Hi").text
                 case "start given up":
                     chat.connect()
-                    with pytest.raises(ChatTimeoutError):
-                        chat.start_chat("support", timeout=0.2)
+                    spy(chat._session, "submit", ctrl_c)
+                    with pytest.raises(KeyboardInterrupt):
+                        chat.start_chat("support")
             client = chat._lender
         go_on.open()
         with pool.chat(user=1, token="t") as chat:
