@@ -589,7 +589,9 @@ def test_behind_an_error(server, chat) -> None:
 def test_behind_an_error_that_nothing_told_of(server, chat) -> None:
     """Where nothing was seen but thinking, the question may still come: nothing is certain."""
     server.faults.set(drop=1, times=1)
-    assert "timeout" == reason(lost(chat, "fail"), 0.2)
+    turn = lost(chat, "fail")
+    assert server.wait_for(lambda: server.turns == 1)  # the question was there for a moment
+    assert "timeout" == reason(turn, 0.2)
 
 
 def test_all_rounds_used_up(server, chat) -> None:
