@@ -439,7 +439,7 @@ class FluxbaseAIChat:
 
         return recover(self._session, conversation_id, Question(content=question), deadline)
 
-    @edge
+    @named_keywords
     def wait_idle(self, timeout: float | None = None) -> bool:
         """Wait until all turns have ended and their callbacks have run; say whether that is so.
 

@@ -115,7 +115,7 @@ class Turn:
 
     # -- waiting ----------------------------------------------------------------------------
 
-    @edge
+    @named_keywords
     def result(self, timeout: float | None = None) -> Reply:
         """Wait until the answer is whole and return it.
 
@@ -184,7 +184,7 @@ class Turn:
 
     # -- after a lost connection ------------------------------------------------------------
 
-    @edge
+    @named_keywords
     def recover(self, timeout: float | None = RECOVER_SECONDS) -> Reply:
         """Return the answer that the server has finished after the connection was lost.
 
@@ -232,7 +232,7 @@ class Turn:
                 raise
         return self._recovered
 
-    @edge
+    @named_keywords
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the turn has ended and its callbacks have run; say whether that is so.
 

@@ -11,6 +11,7 @@ from fluxbase_aichat import (
     Limits,
     LocalProtocolError,
     Timeouts,
+    Turn,
 )
 from fluxbase_aichat.config import Settings, parse_endpoint
 
@@ -126,6 +127,13 @@ def test_misspelt_keywords(wrong, right):
     """A camelCase or misspelt keyword is answered with the right name."""
     with pytest.raises(ConfigurationError, match=f"did you mean {right}"):
         FluxbaseAIChat(URL, **{wrong: None})
+
+
+@pytest.mark.parametrize("method", [Turn.result, Turn.wait, Turn.recover, FluxbaseAIChat.wait_idle])
+def test_a_misspelt_timeout(method):
+    """Whoever waits is told too, before the waiting."""
+    with pytest.raises(ConfigurationError, match="no parameter timout: did you mean timeout"):
+        method(None, timout=5)
 
 
 def test_misspelt_keywords_of_methods(nobody_calls):
