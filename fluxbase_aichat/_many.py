@@ -62,7 +62,7 @@ def ask_many(
 
     Raises:
         ConfigurationError: an argument is wrong; nothing was sent.
-        LocalProtocolError: a question is empty or cannot be written; nothing was sent.
+        LocalProtocolError: a question cannot be written; nothing was sent.
 
     """
     answers: dict[int, Answered] = {}

@@ -538,14 +538,11 @@ def encode_message(conversation_id: str, content: str, page_context: Any = None)
 def check_message(content: object, page_context: Any) -> str:
     """Return the content if it can be sent, so that nothing fails later; raise if it cannot.
 
-    Raises `ConfigurationError` for what is not text, `LocalProtocolError` for what is empty or
-    cannot be written.
+    Raises `ConfigurationError` for what is not text, `LocalProtocolError` for what cannot be
+    written.
     """
     if not isinstance(content, str):
         raise ConfigurationError(f"content must be text (a str), not {type(content).__name__}")
-    if not content:
-        # A server would take it for a question: it uses up a turn, and stays in the history.
-        raise LocalProtocolError("content is empty: there is nothing to ask")
     if page_context is None:
         _utf8(content)
     elif not isinstance(page_context, (str, dict)):

@@ -325,8 +325,8 @@ class FluxbaseAIChat:
 
         Raises:
             ConfigurationError: the content is not text.
-            LocalProtocolError: this client has not started that conversation, or the content is
-                empty or cannot be written.
+            LocalProtocolError: this client has not started that conversation, or the content
+                cannot be written.
             NotConnectedError: after `disconnect`.
 
         """

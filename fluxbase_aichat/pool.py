@@ -265,7 +265,7 @@ class ChatPool:
 
         Raises:
             ConfigurationError: an argument is wrong.
-            LocalProtocolError: the content is empty or cannot be written.
+            LocalProtocolError: the content cannot be written.
             PoolTimeoutError: all connections stayed busy.
             NotConnectedError: the pool was closed.
 

@@ -4,7 +4,6 @@ import itertools
 import threading
 
 import pytest
-from servers import Peer, RawServer
 
 from fluxbase_aichat import (
     ChatbotNotFoundError,
@@ -213,24 +212,6 @@ def test_cancel_by_the_conversations_id(chat):
     assert "last" == last.result(timeout=5).text
     chat.cancel(conversation_id)
     assert not last.cancelled
-
-
-def test_an_empty_question_is_not_sent():
-    """Each way to send a message refuses it, and the client goes on."""
-    with RawServer(Peer.serve) as server, FluxbaseAIChat(server.url) as chat:
-        conversation = chat.conversation("support")
-        conversation_id = conversation.start()
-        for call in (
-            lambda: chat.ask("support", ""),
-            lambda: chat.send_message(conversation_id, ""),
-            lambda: conversation.send(""),
-            lambda: conversation.ask("", page_context="a page"),
-        ):
-            with pytest.raises(LocalProtocolError, match="content is empty") as caught:
-                call()
-            assert caught.value.sent is False
-        assert "You said: Hi" == conversation.ask("Hi").text
-        assert ["start_chat", "message"] == [message["type"] for _, message in server.received]
 
 
 def test_ask_with_a_timeout_ends_the_turn(chat):

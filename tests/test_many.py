@@ -127,7 +127,6 @@ def test_a_full_pool_is_an_error_in_place_of_an_answer() -> None:
         ({"questions": 7}, ConfigurationError, "questions must be a list of texts, not int"),
         ({"questions": ["a", None]}, ConfigurationError, r"questions\[1\]: content must be text"),
         ({"questions": ["a", "\ud800"]}, LocalProtocolError, r"questions\[1\]: the text has half"),
-        ({"questions": ["a", ""]}, LocalProtocolError, r"questions\[1\]: content is empty"),
         ({"chatbot": ""}, ConfigurationError, "chatbot must be a chatbot's name"),
         ({"namespace": " "}, ConfigurationError, "namespace must be"),
         ({"workers": 0}, ConfigurationError, "workers must be a whole number, 1 or more, not 0"),
