@@ -53,6 +53,9 @@ _HINTS = {
 # epoll counts its milliseconds in 32 bits; a deadline may be further away.
 _SELECT_SECONDS = 86400.0
 
+# For one wait. Not epoll: it is one more descriptor, which a fork could copy before it is `held`.
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
 # TCP keepalive notices a peer that vanished, also inside a turn, when no ping can be answered.
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
@@ -67,8 +70,8 @@ class Waker:
         self._receiver.setblocking(False)
         self._sender.setblocking(False)
         self._closed = False
-        self.held: tuple[selectors.BaseSelector | None, socket.socket | None] = (None, None)
-        """What a connection that is being opened has, and a child process has to free."""
+        self.held: socket.socket | None = None
+        """The socket of what is being opened, which a child process has to free."""
         self.stopped = False
         """Set by `stop`: what is being opened is not wanted any more."""
 
@@ -103,9 +106,8 @@ class Waker:
         """Free the child's copies; a thread that is not there may have held the lock."""
         self._lock = threading.RLock()
         self.close()
-        for held in self.held:
-            if held is not None:
-                held.close()
+        if self.held is not None:
+            self.held.close()
 
     def close(self) -> None:
         """Free the descriptors; later wakes do nothing."""
@@ -125,10 +127,10 @@ def wait_for(sock: socket.socket | None, event: int, deadline: Deadline, waker: 
 
     Raises `TimeoutError` at the deadline and `NotConnectedError` when the waker was stopped.
     """
-    with selectors.DefaultSelector() as selector:
-        waker.held = selector, sock
+    with _Selector() as selector:
         selector.register(waker, selectors.EVENT_READ)
         if sock is not None:
+            waker.held = sock
             selector.register(sock, event)
         while True:
             # The wake of a stop may have been taken by another wait before.
@@ -275,7 +277,7 @@ def _connect(addresses: list[_Address], deadline: Deadline, waker: Waker) -> soc
 def _connect_one(address: _Address, deadline: Deadline, waker: Waker) -> socket.socket:
     family, kind, protocol, _, where = address
     sock = socket.socket(family, kind, protocol)
-    waker.held = None, sock
+    waker.held = sock
     try:
         tune(sock)
         code = sock.connect_ex(where)
