@@ -37,7 +37,9 @@ __all__ = [
     "check_name",
     "check_seconds",
     "check_secret",
+    "check_text",
     "named_keywords",
+    "nearest",
     "parse_endpoint",
     "parse_proxy",
     "suggest",
@@ -280,10 +282,16 @@ def check_count(name: str, value: object, least: int = 1) -> None:
         )
 
 
-def check_secret(name: str, value: object) -> str:
-    """Return a token or key that can stand in a header; never quote it in the error."""
+def check_text(name: str, value: object) -> str:
+    """Return a text; never quote in the error what is none."""
     if not isinstance(value, str):
         raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+def check_secret(name: str, value: object) -> str:
+    """Return a token or key that can stand in a header; never quote it in the error."""
+    value = check_text(name, value)
     if not value.strip():
         # The server takes an empty bearer token for an anonymous caller (PROTOCOL 1).
         raise ConfigurationError(
@@ -465,10 +473,15 @@ def suggest(wrong: str, names: Iterable[str]) -> str:
     """Say which name was probably meant: the SDK's camelCase, or a slip of the pen."""
     known = sorted(names)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", wrong).lower()
+    meant = snake if snake in known else nearest(snake, known)
+    return f"did you mean {meant}?" if meant else f"it takes {', '.join(known)}"
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """Return the name that was probably meant, `""` if none is like it."""
     import difflib  # noqa: PLC0415 - only a mistake needs it
 
-    close = [snake] if snake in known else difflib.get_close_matches(snake, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"it takes {', '.join(known)}"
+    return next(iter(difflib.get_close_matches(wrong, list(names), n=1)), "")
 
 
 def named_keywords(function: Callable[P, R]) -> Callable[P, R]:

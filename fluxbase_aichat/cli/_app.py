@@ -6,9 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 import click
 
+from fluxbase_aichat.config import nearest
 from fluxbase_aichat.errors import FluxbaseChatError
 
-from ._errors import INTERRUPTED, exit_code, nearest, show_error
+from ._errors import INTERRUPTED, exit_code, show_error
 from ._log import show_log
 from .ask import ask
 from .batch import batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Final
 
 import click
@@ -29,7 +28,6 @@ __all__ = [
     "exit_code",
     "hint_of",
     "message_of",
-    "nearest",
     "show_error",
     "text_of",
 ]
@@ -93,13 +91,6 @@ def _said(text: str) -> str:
     for parameter, option in _OPTIONS.items():
         text = text.replace(parameter, option)
     return text
-
-
-def nearest(wrong: str, names: Iterable[str]) -> str:
-    """Return the name that was probably meant, `""` if none is like it."""
-    import difflib  # noqa: PLC0415 - only a mistake needs it
-
-    return next(iter(difflib.get_close_matches(wrong, list(names), n=1)), "")
 
 
 def show_error(error: FluxbaseChatError) -> None:

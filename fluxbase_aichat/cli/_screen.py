@@ -330,11 +330,10 @@ class _Rows:
 
 def _unpadded(line: list[Segment]) -> Iterator[Segment]:
     """Leave out the blanks at the end of a line, which are of no use in a file."""
-    last = len(line)
-    while last and not line[last - 1].text.strip():
-        last -= 1
-    yield from line[: max(0, last - 1)]
-    for text, style, control in line[max(0, last - 1) : last]:
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    yield from line[:-1]
+    for text, style, control in line[-1:]:
         yield Segment(text.rstrip(), style, control)
 
 

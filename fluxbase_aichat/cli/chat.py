@@ -14,9 +14,10 @@ from rich.text import Text
 
 from fluxbase_aichat import Conversation, FluxbaseAIChat, FluxbaseChatError, QueryResult, Turn
 from fluxbase_aichat._harmless import harmless
+from fluxbase_aichat.config import nearest
 from fluxbase_aichat.errors import ConfigurationError, ConversationNotResumedError
 
-from ._errors import INTERRUPTED, nearest, show_error
+from ._errors import INTERRUPTED, show_error
 from ._files import write_whole
 from ._going_on import find_conversation, going_on_options, resumed_id
 from ._input import plain_input, read_question

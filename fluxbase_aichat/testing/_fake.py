@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 from uuid import NAMESPACE_URL, uuid5
 
 from fluxbase_aichat import _reconnect
-from fluxbase_aichat.config import check_name, check_seconds, named_keywords
+from fluxbase_aichat.config import check_name, check_seconds, check_text, named_keywords
 from fluxbase_aichat.devserver import DevServer, Faults, World
 from fluxbase_aichat.devserver._chatbots import Chatbot
 from fluxbase_aichat.devserver._script import Call, Cut, Fail, Model, Pause, Say, Step, words
@@ -22,7 +22,7 @@ from fluxbase_aichat.devserver._sql import QueryResult as ServedResult
 from fluxbase_aichat.errors import ConfigurationError
 from fluxbase_aichat.results import QueryResult
 
-from ._values import Rows, check_text, failed_result, query_result
+from ._values import Rows, failed_result, query_result
 
 __all__ = ["FakeAnswer", "FakeServer", "no_waiting"]
 

@@ -9,12 +9,12 @@ from typing import Any, Final, overload
 from uuid import UUID
 
 from fluxbase_aichat._protocol import error_of
-from fluxbase_aichat.config import named_keywords
+from fluxbase_aichat.config import check_text, named_keywords
 from fluxbase_aichat.errors import ConfigurationError, FluxbaseChatError
 from fluxbase_aichat.events import ErrorEvent
 from fluxbase_aichat.results import Interval, QueryResult, Reply, Usage
 
-__all__ = ["check_text", "failed_result", "query_result", "reply"]
+__all__ = ["failed_result", "query_result", "reply"]
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -74,12 +74,6 @@ def reply(
         duration=0.0,
         time_to_first_content=0.0 if text else None,
     )
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise `ConfigurationError` for what is no text."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f"{name} must be a str, not {type(value).__name__}")
 
 
 def query_result(rows: Rows, query: str = "") -> QueryResult:
